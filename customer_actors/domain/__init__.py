@@ -1,0 +1,1 @@
+"""The rules, as pure functions of (state, event). Imports the standard library and pydantic only."""
