@@ -21,14 +21,16 @@ BIT: Final = {STATS: 1, LOYALTY: 2, CREDIT: 4}
 """Bit of each actor in `Event.concerns`."""
 
 ON_CREDIT: Final = " on credit"
-"""Suffix of the routing key of a sale sold on credit: only such a sale concerns the credit actor."""
+"""Suffix of the routing key of a sale sold on credit (or charged to the account) and of its cancellation: only such a
+sale concerns the credit actor."""
 
 ROUTES: Final[dict[str, tuple[str, ...]]] = {
     EventType.ORDER_COMPLETED: (STATS, LOYALTY),
     EventType.ORDER_COMPLETED + ON_CREDIT: (STATS, LOYALTY, CREDIT),
     EventType.POS_COMPLETED: (STATS, LOYALTY),
     EventType.POS_COMPLETED + ON_CREDIT: (STATS, LOYALTY, CREDIT),
-    EventType.ORDER_CANCELLED: (STATS, LOYALTY, CREDIT),
+    EventType.ORDER_CANCELLED: (STATS, LOYALTY),
+    EventType.ORDER_CANCELLED + ON_CREDIT: (STATS, LOYALTY, CREDIT),
     EventType.PAYMENT_RECEIVED: (CREDIT,),
     EventType.CREDIT_OPENED: (CREDIT,),
     EventType.CREDIT_CHARGED: (CREDIT,),
