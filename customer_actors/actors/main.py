@@ -1,0 +1,41 @@
+"""What `dramatiq customer_actors.actors.main:setup` runs: importing starts nothing, `setup` checks and declares."""
+
+import dramatiq
+
+from customer_actors.actors.broker import make_broker
+from customer_actors.actors.pipeline import Pipeline, now_us
+from customer_actors.actors.sweeper import Sweeper
+from customer_actors.errors import UsageError
+from customer_actors.settings import Settings, load_settings
+from customer_actors.storage.actors import Stores
+from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.rules import number_of
+from customer_actors.storage.schema import require_current
+from customer_actors.telemetry import configure_logging
+
+
+def setup() -> None:
+    """Declare the dispatcher and the actors on RabbitMQ, for Dramatiq's command line.
+
+    Raises:
+        UsageError: a setting or the schema is wrong; the text names the command.
+        Outage: the database is away.
+    """
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    if settings.rabbitmq_url is None:
+        raise UsageError("RABBITMQ_URL is not set: workers need a broker. Without one use `customer-actors run FILE`.")
+    database = open_database(settings.database_url)
+    require_current(database)
+    pipeline = declare(settings, database, make_broker(settings.rabbitmq_url))
+    dramatiq.set_broker(pipeline.broker)
+
+
+def declare(settings: Settings, database: Database, broker: dramatiq.Broker) -> Pipeline:
+    """All actors and the sweep on one broker; the schema must be current."""
+    rules = settings.rules()
+    number_of(database, rules, now_us())
+    stores = Stores(database, rules, settings.round_events)
+    pipeline = Pipeline(broker, stores, bundle_size=settings.bundle_size)
+    broker.add_middleware(Sweeper(pipeline, settings.sweep_seconds))
+    return pipeline

@@ -1,0 +1,72 @@
+"""Runs the sweep in a thread of every worker process, from start-up to shutdown."""
+
+import threading
+from collections.abc import Callable
+
+import dramatiq
+import structlog
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.stub import StubBroker
+
+from customer_actors.actors.pipeline import BROKER_ERRORS, Pipeline
+from customer_actors.errors import CustomerActorsError
+from customer_actors.groups.sweep import sweep
+from customer_actors.storage.bells import remove_bells
+from customer_actors.storage.overdue import all_behind, overdue
+
+log = structlog.get_logger(__name__)
+
+
+class Sweeper(dramatiq.Middleware):
+    """Starts with the worker, looks at everybody once, then every `interval_s` at the customers of old bells."""
+
+    def __init__(self, pipeline: Pipeline, interval_s: float) -> None:
+        self.pipeline = pipeline
+        self.interval_s = interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def after_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        self._thread.start()
+
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        self._guarded(self.look_at_everybody)
+        while not self._stopping.wait(self.interval_s):
+            self._guarded(self.sweep)
+        self.pipeline.stores.database.release()
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """A sweep that fails is only late: the next one does its work too."""
+        try:
+            work()
+        except (CustomerActorsError, *BROKER_ERRORS) as error:
+            log.warning("sweep failed", error=str(error), then=f"again in {self.interval_s:g} s")
+        except Exception:
+            log.exception("sweep failed", then=f"again in {self.interval_s:g} s")
+
+    def look_at_everybody(self) -> None:
+        """Ring every customer whose head is past a position, whoever appended it and whatever became of the bell."""
+        for actor, customers in all_behind(self.pipeline.stores).items():
+            self.pipeline.ring_actor(actor, customers)
+
+    def sweep(self) -> int:
+        """One sweep; returns how many customers were rung."""
+        pipeline = self.pipeline
+        found = overdue(pipeline.stores, pipeline.clock(), int(self.interval_s * 1_000_000))
+        database = pipeline.stores.database
+        rung = sweep(found, pipeline, self._busy, lambda bells: remove_bells(database, bells))
+        if rung:
+            log.info("swept", customers=rung)
+        return rung
+
+    def _busy(self, actor: str) -> bool:
+        """Whether the actor's queue has messages nobody took yet: then ringing again would only lengthen it."""
+        broker = self.pipeline.broker
+        if isinstance(broker, RabbitmqBroker):
+            ready: int = broker.get_queue_message_counts(actor)[0]
+            return ready > 0
+        return isinstance(broker, StubBroker) and broker.queues[actor].qsize() > 0

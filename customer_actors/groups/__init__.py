@@ -1,0 +1,1 @@
+"""The engine: streams, the advance loop, holds and the sweep, ignorant of the customers' business."""

@@ -1,0 +1,158 @@
+"""The one loop that moves actors along the streams.
+
+A round locks some groups' state rows, reads their events after the position, folds, saves, commits; then, holding no
+lock, it compares heads with positions and goes round with the groups that wait. It ends only when none waits or a round
+could lock none: whoever holds those rows looks again before it ends, so nobody is stranded.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+TRACEBACK_LIMIT = 4_000
+
+
+class Positioned(Protocol):
+    """What the engine knows of an event."""
+
+    @property
+    def customer(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+
+
+E = TypeVar("E", bound=Positioned)
+E_contra = TypeVar("E_contra", bound=Positioned, contravariant=True)
+
+
+class Hold(NamedTuple):
+    """A group whose event failed for one actor: everything before it is kept, everything behind it waits."""
+
+    group: int
+    position: int
+    error: str
+    traceback: str
+
+
+class Round(NamedTuple):
+    """What one round did."""
+
+    locked: int
+    applied: int = 0
+    held: tuple[Hold, ...] = ()
+    moved: tuple[int, ...] = ()
+    """Groups whose state changed."""
+
+
+class Advancing(Protocol):
+    """An actor as the loop sees it."""
+
+    def round(self, groups: Sequence[int], now_us: int) -> Round:
+        """Lock what can be locked of these groups, advance it, commit."""
+
+    def behind(self, groups: Sequence[int]) -> list[int]:
+        """Those of the groups that still wait and are not held, read without any lock."""
+
+
+class Work(Protocol[E_contra]):
+    """The locked states of one round and the facts its events name."""
+
+    def fold(self, event: E_contra) -> None:
+        """Apply one event in memory, completely or (raising) not at all."""
+
+    def save(self, positions: dict[int, int], holds: Sequence[Hold]) -> None:
+        """Write states, facts and positions; set the held position of the holds."""
+
+
+class Store(Protocol[E]):
+    """One stream actor's state rows in one database."""
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+
+    def lock(self, groups: Sequence[int]) -> dict[int, int]:
+        """Group -> position of the rows locked; others' rows and held ones are left out."""
+
+    def read(self, positions: dict[int, int], limit: int) -> list[E]:
+        """Events after each position that concern the actor, at most `limit` per group, by (group, position)."""
+
+    def load(self, events: Sequence[E]) -> Work[E]:
+        """The work of a round on the rows locked."""
+
+
+@dataclass
+class Report:
+    """What an advance did, for the log and for the caller that must ring others."""
+
+    applied: int = 0
+    rounds: int = 0
+    moved: set[int] = field(default_factory=set)
+    held: list[Hold] = field(default_factory=list)
+    remaining: list[int] = field(default_factory=list)
+    """Groups that still wait because the time was up: the caller rings itself for them."""
+
+
+def advance(
+    actor: Advancing,
+    groups: Sequence[int],
+    *,
+    now_us: Callable[[], int],
+    budget_s: float = 2.0,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Report:
+    """Advance one actor for these groups until none waits, none can be locked, or about `budget_s` is used up."""
+    report, deadline = Report(), monotonic() + budget_s
+    waiting = sorted(set(groups))
+    while waiting:
+        done = actor.round(waiting, now_us())
+        if not done.locked:
+            break
+        report.rounds += 1
+        report.applied += done.applied
+        report.moved.update(done.moved)
+        report.held.extend(done.held)
+        waiting = actor.behind(waiting)
+        if waiting and monotonic() > deadline:
+            report.remaining = waiting
+            break
+    return report
+
+
+def fold_round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
+    """One round of a stream actor over the rows `store.lock` can get."""
+    with store.transaction():
+        positions = store.lock(groups)
+        if not positions:
+            return Round(0)
+        events = store.read(positions, max(1, limit // len(positions)))
+        if not events:
+            return Round(len(positions))
+        work = store.load(events)
+        reached, holds = _fold_all(work, events)
+        work.save(reached, holds)
+        applied = len(events) if not holds else sum(reached.get(e.customer, 0) >= e.position for e in events)
+        return Round(len(positions), applied, tuple(holds), tuple(reached))
+
+
+def _fold_all(work: Work[E], events: Sequence[E]) -> tuple[dict[int, int], list[Hold]]:
+    """Fold in order; what an event raises holds its group alone. Returns the positions reached and the holds."""
+    reached: dict[int, int] = {}
+    holds: dict[int, Hold] = {}
+    for event in events:
+        group = event.customer
+        if group in holds:
+            continue
+        try:
+            work.fold(event)
+        except Exception as error:
+            holds[group] = _hold(event, error)
+        else:
+            reached[group] = event.position
+    return reached, list(holds.values())
+
+
+def _hold(event: Positioned, error: Exception) -> Hold:
+    text = "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
+    return Hold(event.customer, event.position, f"{type(error).__name__}: {error}"[:500], text)

@@ -1,0 +1,1 @@
+"""Streams, registry and actor states in SQLite or PostgreSQL, under one engine with two small adapters."""

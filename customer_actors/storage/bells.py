@@ -1,0 +1,30 @@
+"""Bells: which customers have new events, as a row that outlives every message."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from customer_actors.storage.database import Database, columns
+
+Bell = Mapping[str, list[int]]
+"""Routing key -> customers (internal numbers, sorted)."""
+
+_BELL = columns("bell", "id bigint")
+
+
+def add_bell(database: Database, bell: Bell, now_us: int) -> None:
+    """Note the bell inside the transaction that appends, so that a crash before ringing loses nothing."""
+    if bell:
+        groups = json.dumps(bell, separators=(",", ":"))
+        database.execute("INSERT INTO bell (rung_at_us, groups) VALUES (?, ?)", (now_us, groups))
+
+
+def unanswered(database: Database, before_us: int, limit: int = 200) -> list[tuple[int, Bell]]:
+    """The oldest bells rung before a moment, as (id, bell)."""
+    rows = database.query("SELECT id, groups FROM bell WHERE rung_at_us < ? ORDER BY id LIMIT ?", (before_us, limit))
+    return [(number, json.loads(groups)) for number, groups in rows]
+
+
+def remove_bells(database: Database, numbers: Sequence[int]) -> None:
+    """Forget bells whose customers are through or held; another sweep may have done so already."""
+    with database.transaction():
+        database.delete(_BELL, [(number,) for number in sorted(numbers)])

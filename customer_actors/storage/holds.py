@@ -1,0 +1,70 @@
+"""Holds in the database: a flag on the locked state row, the details beside it."""
+
+import random
+from collections.abc import Sequence
+
+from customer_actors.groups.advance import Hold
+from customer_actors.groups.failure import next_try_us
+from customer_actors.storage.database import Columns, Database, Row, columns
+
+_JITTER = random.Random()
+
+
+def hold(database: Database, actor: str, state_table: str, holds: Sequence[Hold], now_us: int) -> None:
+    """Hold groups at the event that failed, or charge one more attempt to groups held already.
+
+    Call inside the transaction that holds the lock of their state rows.
+    """
+    if not holds:
+        return
+    flags = columns(state_table, "customer bigint", "held_position bigint")
+    database.update(flags, [(one.group, one.position) for one in holds])
+    for one in holds:
+        found = database.execute(
+            "SELECT attempts FROM held_group WHERE actor = ? AND customer = ? AND position = ?",
+            (actor, one.group, one.position),
+        ).fetchall()
+        attempts = 1 + (found[0][0] if found else 0)
+        next_try = next_try_us(attempts, now_us, _JITTER)
+        values = (actor, one.group, one.position, attempts, next_try, one.error, one.traceback, now_us)
+        database.execute(_HOLD, values)
+
+
+_HOLD = (
+    "INSERT INTO held_group (actor, customer, position, attempts, next_try_us, error, traceback, since_us) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (actor, customer) DO UPDATE SET position = excluded.position, "
+    "attempts = excluded.attempts, next_try_us = excluded.next_try_us, error = excluded.error, "
+    "traceback = excluded.traceback, since_us = CASE WHEN held_group.position = excluded.position "
+    "THEN held_group.since_us ELSE excluded.since_us END"
+)
+
+
+def lock_due(database: Database, actor: str, state: Columns, groups: Sequence[int], now_us: int) -> list[Row]:
+    """Lock the held groups whose time has come and lift their flag for one attempt, charged or settled afterwards.
+
+    Checked under the lock: an early or doubled message finds nothing due and costs no attempt.
+    """
+    rows = database.lock_groups(state, groups, "held_position IS NOT NULL")
+    due = [row for row in rows if _is_due(database, actor, row[0], now_us)]
+    database.update(columns(state.table, "customer bigint", "held_position bigint"), [(row[0], None) for row in due])
+    return due
+
+
+def _is_due(database: Database, actor: str, group: int, now_us: int) -> bool:
+    sql = "SELECT next_try_us FROM held_group WHERE actor = ? AND customer = ?"
+    rows = database.execute(sql, (actor, group)).fetchall()
+    return bool(rows) and rows[0][0] is not None and rows[0][0] <= now_us
+
+
+def settle(database: Database, actor: str, retried: Sequence[int], failed: Sequence[Hold]) -> None:
+    """Forget the holds of the groups that went on, in the transaction of their attempt."""
+    held = {one.group for one in failed}
+    gone = columns("held_group", "actor text, customer bigint")
+    database.delete(gone, [(actor, group) for group in retried if group not in held])
+
+
+def next_try_of(database: Database, actor: str, group: int) -> int | None:
+    """When a held group is due, in microseconds; None when it is not held, or parked."""
+    rows = database.query("SELECT next_try_us FROM held_group WHERE actor = ? AND customer = ?", (actor, group))
+    next_try: int | None = rows[0][0] if rows else None
+    return next_try

@@ -1,0 +1,1 @@
+"""Forward-only schema steps, applied in numeric order by `storage.schema.migrate`."""

@@ -1,0 +1,30 @@
+"""Numbered business rules [A10]: every event is folded with the rules it was stamped with."""
+
+from customer_actors.domain.rules import Rules
+from customer_actors.storage.database import Database
+
+
+class RulesBook(dict[int, Rules]):
+    """Number -> rules, read from the database on first use. Rows never change, so nothing expires."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+
+    def __missing__(self, number: int) -> Rules:
+        rows = self._database.execute("SELECT content FROM rules WHERE number = ?", (number,)).fetchall()
+        if not rows:
+            raise LookupError(f"rules {number} are not in the database")
+        rules = self[number] = Rules.model_validate_json(rows[0][0])
+        return rules
+
+
+def number_of(database: Database, rules: Rules, now_us: int) -> int:
+    """The number of these rules; rules never seen before get the next one."""
+    content = rules.model_dump_json()
+    with database.transaction():
+        database.execute(
+            "INSERT INTO rules (content, created_at_us) VALUES (?, ?) ON CONFLICT (content) DO NOTHING", (content, now_us)
+        )
+        number: int = database.execute("SELECT number FROM rules WHERE content = ?", (content,)).fetchall()[0][0]
+    return number

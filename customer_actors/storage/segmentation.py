@@ -1,0 +1,139 @@
+"""Segment rows: not a fold, but a function of the statistics and the newest cuts [R1, R5, R6]."""
+
+import json
+import traceback
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import NamedTuple
+
+from customer_actors.domain import routing
+from customer_actors.domain.events import business_date
+from customer_actors.domain.rules import Rules
+from customer_actors.domain.segmentation import Cuts, Quintiles, Scores, score
+from customer_actors.domain.stats import Stats
+from customer_actors.groups.advance import TRACEBACK_LIMIT, Hold, Round
+from customer_actors.storage import holds
+from customer_actors.storage.database import Database, Row, columns
+from customer_actors.storage.stats import STATE as STATS_STATE
+
+_LOCKED = columns("customer_segment", "customer bigint", "position bigint")
+SEGMENT = columns(
+    "customer_segment",
+    "customer bigint",
+    "position bigint, last_purchase_date text, orders bigint, total_spent_minor bigint, recency int, frequency int, "
+    "monetary int, code text, cuts int, calculated_at_us bigint",
+)
+_ORGANIZATION = columns("customer", "id bigint", "organization_id text")
+_GROUP = columns("customer_segment", "customer bigint")
+_BEHIND = (
+    "SELECT s.customer FROM stats_state s JOIN customer_segment g ON g.customer = s.customer "
+    "WHERE s.customer = {customer} AND s.position > g.position AND g.held_position IS NULL"
+)
+
+
+class Segment(NamedTuple):
+    """A segment with the inputs it was calculated from; `scores` is None without an active sale [R5]."""
+
+    last_purchase: date | None
+    orders: int
+    total_spent_minor: int
+    scores: Scores | None
+    cuts: int | None
+
+
+def segment_of(stats: Stats, cuts: Cuts, rules: Rules, as_of: date) -> Segment:
+    """Score one customer's statistics on a business date [R1, R6]."""
+    if stats.last_purchase_at_us is None:
+        return Segment(None, 0, 0, None, cuts.number)
+    last = business_date(stats.last_purchase_at_us, rules.zone)
+    scores = score(as_of, last, stats.orders, stats.total_spent_minor, cuts, rules.currency_decimals)
+    return Segment(last, stats.orders, stats.total_spent_minor, scores, cuts.number)
+
+
+class SegmentationStore:
+    """The segmentation actor's rows. Every writer first locks the segment row, then reads statistics and cuts [R6]."""
+
+    actor = routing.SEGMENTATION
+    table = "customer_segment"
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self.database = database
+        self.rules = rules
+
+    def round(self, groups: Sequence[int], now_us: int) -> Round:
+        """Rescore the customers whose row can be locked."""
+        with self.database.transaction():
+            return self._advance(dict(self.database.lock_groups(_LOCKED, groups, "held_position IS NULL")), now_us)[0]
+
+    def retry(self, group: int, now_us: int) -> Round:
+        """Try a held customer again if its time has come; locks nothing otherwise."""
+        with self.database.transaction():
+            due = dict(holds.lock_due(self.database, self.actor, _LOCKED, [group], now_us))
+            done, failed = self._advance(due, now_us)
+            holds.settle(self.database, self.actor, list(due), failed)
+            return done
+
+    def _advance(self, positions: dict[int, int], now_us: int) -> tuple[Round, list[Hold]]:
+        if not positions:
+            return Round(0), []
+        stats = self.database.select(STATS_STATE, [(group,) for group in positions])
+        changed = {row[0]: row for row in stats if row[1] > positions[row[0]]}
+        rows, failed = self._rescore(changed, now_us)
+        self.database.update(SEGMENT, rows)
+        holds.hold(self.database, self.actor, self.table, failed, now_us)
+        return Round(len(positions), len(rows), tuple(failed), tuple(row[0] for row in rows)), failed
+
+    def _rescore(self, stats_rows: dict[int, Row], now_us: int) -> tuple[list[Row], list[Hold]]:
+        organizations = dict(self.database.select(_ORGANIZATION, [(group,) for group in stats_rows]))
+        cuts = {one: newest_cuts(self.database, one) for one in sorted(set(organizations.values()))}
+        as_of = business_date(now_us, self.rules.zone)
+        rows: list[Row] = []
+        failed: list[Hold] = []
+        for group, row in stats_rows.items():
+            try:
+                segment = segment_of(Stats(*row[2:]), cuts[organizations[group]], self.rules, as_of)
+            except Exception as error:
+                text = "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
+                failed.append(Hold(group, row[1], f"{type(error).__name__}: {error}"[:500], text))
+                continue
+            rows.append((group, row[1], *segment_columns(segment), now_us))
+        return rows, failed
+
+    def behind(self, groups: Sequence[int]) -> list[int]:
+        """Those of the groups whose statistics are newer than their segment, and that are not held."""
+        with self.database.reading():
+            return [row[0] for row in self.database.for_each(_GROUP, _BEHIND, [(group,) for group in groups])]
+
+    def all_behind(self) -> list[int]:
+        """As `behind`, over all customers: for start-up and for waiting until everybody is through."""
+        rows = self.database.query(
+            "SELECT g.customer FROM stats_state s JOIN customer_segment g ON g.customer = s.customer "
+            "WHERE s.position > g.position AND g.held_position IS NULL ORDER BY g.customer"
+        )
+        return [row[0] for row in rows]
+
+
+def segment_columns(segment: Segment) -> Row:
+    """The columns of a segment between position and calculated_at_us."""
+    last = segment.last_purchase.isoformat() if segment.last_purchase else None
+    scores: Iterable[object] = segment.scores or (None, None, None, None)
+    return (last, segment.orders, segment.total_spent_minor, *scores, segment.cuts)
+
+
+def newest_cuts(database: Database, organization_id: str) -> Cuts:
+    """The organization's newest snapshot, or no snapshot: then the fixed cuts apply [R3, R6]."""
+    rows = database.execute(
+        "SELECT number, recency, frequency, monetary FROM rfm_cuts WHERE organization_id = ? ORDER BY number DESC LIMIT 1",
+        (organization_id,),
+    ).fetchall()
+    if not rows:
+        return Cuts()
+    number, *dimensions = rows[0]
+    return Cuts(number, *(_quintiles(text) for text in dimensions))
+
+
+def _quintiles(text: str | None) -> Quintiles | None:
+    if text is None:
+        return None
+    first, second, third, fourth = json.loads(text)
+    return first, second, third, fourth
