@@ -16,6 +16,7 @@ from math import nextafter
 from random import Random
 from typing import Any, Final, NamedTuple
 
+from customer_actors.domain.envelope import DEFAULT_ORGANIZATION
 from customer_actors.domain.events import EPOCH, Channel, EventType, from_us, to_us
 from customer_actors.errors import UsageError
 
@@ -57,7 +58,6 @@ SPARSE_SHARE: Final = 0.2
 RECENT: Final = 4096
 
 Json = dict[str, Any]
-DEFAULT_ORGANIZATION: Final = "default"
 NOBODY: Final[tuple[Json, ...]] = ({}, {"customer_id": None}, {"customer_id": ""})
 SPOILED_DATA: Final[dict[str, Json]] = {
     "not a number": {"total_amount": float("nan")},
@@ -107,8 +107,7 @@ def _lines(plan: ShopPlan) -> Iterator[str]:
         elif draw < plan.duplicates + plan.conflict and shop.sold:
             line = shop.conflict(sent_us)
         else:
-            follow_up = agenda.due()
-            line = follow_up(sent_us) if follow_up else shop.next(sent_us)
+            line = (agenda.due() or shop.next)(sent_us)
             recent.append(line)
         agenda.line += 1
         yield line
@@ -130,7 +129,7 @@ class _Agenda:
 
     def __init__(self, events: int, rng: Random) -> None:
         self.line = 0
-        self.soon = min(events // 50 + 1, 500)
+        self.soon = min(events // 50 + 1, 500)  # reaches in lines, capped so that memory stays bounded
         self.days = min(events // 20 + 1, 10_000)
         self.weeks = min(events // 6 + 1, 100_000)
         self._rng = rng
@@ -166,7 +165,7 @@ class _Shop:
         self._random = rng.random
         self._lognormal = rng.lognormvariate
         self._agenda = agenda
-        self._publisher = _Publisher(DEFAULT_ORGANIZATION if index == 0 else f"org-{index + 1}", rng)
+        self._publisher = _Publisher(f"org-{index + 1}" if index else DEFAULT_ORGANIZATION, rng)
         self._numbers = count(1)
         # Zipf-like weights (rank + shift) ** -1.5, drawn by the inverse of their sum: no table of a million customers.
         self._customers = plan.customers // plan.organizations + (index < plan.customers % plan.organizations)

@@ -94,12 +94,12 @@ def _document(text: str) -> dict[str, Any]:
     except RecursionError:
         raise DecodeError("bad_depth", f"the body nests deeper than {MAX_DEPTH} levels; flatten it") from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise DecodeError("bad_json", f"the body is not one JSON document: {error.msg} at {where}") from None
+        fault = f"{error.msg} at line {error.lineno} column {error.colno}" if text.strip() else "it is empty"
+        raise DecodeError("bad_json", f"the body is not one JSON document: {fault}") from None
     except (ValueError, DecimalException):
         raise DecodeError("bad_json", "the body holds a number too large to read") from None
     if not isinstance(document, dict):
-        raise DecodeError("not_an_object", f"the body has to be one JSON object; it is {_shown(document)}")
+        raise DecodeError("not_an_object", "the body has to be one JSON object, not a list or a single value")
     return document
 
 

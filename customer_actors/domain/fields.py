@@ -82,9 +82,14 @@ def payment_reference(value: object) -> str:
     return text
 
 
-def label(value: object) -> object:
-    """A version or correlation id: nothing uses it, so only its kind is judged."""
-    if value is None or isinstance(value, (str, int, Decimal)) and not isinstance(value, bool):
+def correlation_id(value: object) -> str | None:
+    """Nothing uses it, so only its kind is judged: a blank or long one must not cost a sale."""
+    return None if value is None else opaque(value)
+
+
+def version(value: object) -> object:
+    """Publishers write 1, 1.0 and "1.0"; nothing uses it, so only its kind is judged."""
+    if value is None or (isinstance(value, (str, int, Decimal)) and not isinstance(value, bool)):
         return value
     raise DecodeError("bad_field", "must be a string or a number")
 
@@ -107,7 +112,7 @@ def payment_amount(value: object, info: ValidationInfo) -> int:
 
 
 def currency(value: object) -> str | None:
-    """The shape of an ISO 4217 code; whether it is the organization's is for admission to say."""
+    """The shape of an ISO 4217 code (or None for null); whether it is the organization's is for admission to say."""
     if value is None:
         return None
     if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isalpha() and value.isupper():
@@ -175,7 +180,8 @@ def _microseconds(match: re.Match[str], naive_timestamps: str) -> int:
 
 _Id = Annotated[str, PlainValidator(id_)]
 _OptionalId = Annotated[str | None, PlainValidator(optional_id)]
-_Label = Annotated[object, PlainValidator(label)]
+_CorrelationId = Annotated[str | None, PlainValidator(correlation_id)]
+_Version = Annotated[object, PlainValidator(version)]
 _SaleAmount = Annotated[int, PlainValidator(sale_amount)]
 _Currency = Annotated[str | None, PlainValidator(currency)]
 _OnCredit = Annotated[bool, PlainValidator(sold_on_credit)]
@@ -236,10 +242,10 @@ class Envelope(_Model, Generic[_Data]):
     """What every message has around its data; `event` is read before, because it says what the data must be."""
 
     event_id: _OptionalId = None
-    version: _Label = None
+    version: _Version = None
     timestamp: _Time = None
     organization_id: _OptionalId = None
-    correlation_id: _Label = None
+    correlation_id: _CorrelationId = None
     service: str | None = None
     data: _Data
 

@@ -1,7 +1,7 @@
 """Amounts of money, from the text a publisher wrote to an integer number of minor units, never through a float [A6]."""
 
 import re
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, ROUND_UP, Context, Decimal, DecimalException
+from decimal import ROUND_HALF_EVEN, ROUND_UP, Context, Decimal, DecimalException
 
 MAX_INTEGER_DIGITS = 12
 TOLERANCE = Decimal("0.000001")
@@ -9,7 +9,7 @@ TOLERANCE = Decimal("0.000001")
 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
-_CONTEXT = Context(prec=28, rounding=ROUND_UP, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+_CONTEXT = Context(prec=28, rounding=ROUND_UP, traps=[])
 """Rounding away from zero keeps the comparison with the tolerance exact, however many digits the amount has."""
 
 
