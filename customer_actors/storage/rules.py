@@ -22,9 +22,14 @@ class RulesBook(dict[int, Rules]):
 def number_of(database: Database, rules: Rules, now_us: int) -> int:
     """The number of these rules; rules never seen before get the next one."""
     content = rules.model_dump_json()
-    with database.transaction():
-        database.execute(
-            "INSERT INTO rules (content, created_at_us) VALUES (?, ?) ON CONFLICT (content) DO NOTHING", (content, now_us)
-        )
-        number: int = database.execute("SELECT number FROM rules WHERE content = ?", (content,)).fetchall()[0][0]
+    known = database.query(_NUMBER, (content,))
+    if not known:
+        with database.transaction():
+            database.execute(_INSERT, (content, now_us))
+        known = database.query(_NUMBER, (content,))
+    number: int = known[0][0]
     return number
+
+
+_NUMBER = "SELECT number FROM rules WHERE content = ?"
+_INSERT = "INSERT INTO rules (content, created_at_us) VALUES (?, ?) ON CONFLICT (content) DO NOTHING"
