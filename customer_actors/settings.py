@@ -50,7 +50,8 @@ def _split(url: str, schemes: Mapping[str, str]) -> SplitResult:
         host_is_possible = parts.port != 0 and _HOST.fullmatch(parts.hostname or "localhost")
     except ValueError:
         host_is_possible = None
-    if not host_is_possible or url != url.strip():
+    # An "@" this far right ends a password that holds a "/".
+    if not host_is_possible or url != url.strip() or (parts.netloc and "@" in parts.path):
         raise ValueError(f"is no URL; write {example}, with special characters of the password percent-encoded")
     if parts.scheme not in schemes:
         raise ValueError(f"must look like {example}")

@@ -1,0 +1,94 @@
+"""What every test can ask for: real servers, a fresh database, a fresh broker."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import count
+from typing import NoReturn, TypeVar
+
+import hypothesis
+import pytest
+
+from customer_actors.settings import PREFIX
+from tests.servers import PrivatePostgres, RabbitMQ, ServerMissingError, open_rabbitmq
+
+Server = TypeVar("Server")
+
+GIVEN_RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
+ON_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+NEEDS_SERVERS = frozenset({"postgres", "postgres_url", "rabbitmq", "rabbitmq_url"})
+
+_missing: set[str] = set()
+_numbers = count(1)
+
+# The same everywhere, and every failure printed so that it can be replayed from the log alone. A shared machine makes
+# deadlines lie.
+for _profile in ("default", "ci"):
+    hypothesis.settings.register_profile(_profile, deadline=None, derandomize=False, print_blob=True)
+hypothesis.settings.load_profile("ci" if ON_CI else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NEEDS_SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason in sorted(_missing):
+        terminalreporter.write_line(f"TESTS WERE LEFT OUT. {reason}", red=True, bold=True)
+
+
+def without_server(reason: str, on_ci: bool = ON_CI) -> NoReturn:
+    """A test cannot have its server: fails on CI, elsewhere skips and says so loudly at the end."""
+    if on_ci:
+        pytest.fail(reason, pytrace=False)
+    _missing.add(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """No test sees the settings of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*os.environ]:
+            if name in ("DATABASE_URL", "RABBITMQ_URL") or name.startswith(PREFIX):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """A PostgreSQL that a test may stop and kill; `postgres_url` starts it again."""
+    yield from _served(PrivatePostgres())
+
+
+@pytest.fixture
+def postgres_url(postgres: PrivatePostgres) -> str:
+    """The URL of an empty database."""
+    if not postgres.running:
+        postgres.start()
+    # Dropping one takes three times as long as making it; they all go with the server.
+    return postgres.create_database(f"test_{next(_numbers)}")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ that a test may stop and kill; `rabbitmq_url` starts it again."""
+    yield from _served(open_rabbitmq(GIVEN_RABBITMQ_URL))
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: RabbitMQ) -> str:
+    """The URL of a virtual host without queues."""
+    if not rabbitmq.running:
+        rabbitmq.start()
+    return rabbitmq.new_vhost()
+
+
+def _served(server: AbstractContextManager[Server]) -> Iterator[Server]:
+    try:
+        with server as running:
+            yield running
+    except ServerMissingError as error:
+        without_server(str(error))
