@@ -1,30 +1,44 @@
-"""Everything in one process: SQLite (or PostgreSQL), Dramatiq's in-process broker with worker threads, ingest from lines.
+"""Everything in one process: SQLite (or PostgreSQL), Dramatiq's in-process broker with worker threads, lines as input.
 
 The streams are durable, so a killed run resumes where it stopped: the next start rings everybody who is behind.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import IO, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import IO, Final, NamedTuple, TypeVar
 
 import dramatiq
+import structlog
 from dramatiq.brokers.stub import StubBroker
 
 from customer_actors.actors.broker import make_broker
 from customer_actors.actors.main import declare
 from customer_actors.actors.pipeline import Pipeline, now_us
 from customer_actors.domain.envelope import Received
-from customer_actors.ingest.files import received_lines
+from customer_actors.errors import Outage
+from customer_actors.ingest.files import batches, received_lines
 from customer_actors.ingest.intake import Intake, policies
+from customer_actors.process import Stop
 from customer_actors.settings import Settings
+from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database, open_database
 from customer_actors.storage.overdue import all_behind
-from customer_actors.storage.schema import migrate
+from customer_actors.storage.schema import migrate, require_current
+from customer_actors.storage.summary import due_holds
 
-QUEUES = ("dispatcher", "stats", "loyalty", "credit", "segmentation")
+QUEUES: Final = ("dispatcher", "stats", "loyalty", "credit", "segmentation")
 """The queues to wait for; `held` waits by itself."""
+OUTAGE_S: Final = 60.0
+"""How long a database that is away is waited for before the run gives up."""
+_LOOK_S: Final = 0.05
+_AGAIN_S: Final = 0.5
+_WORKER_STOP_MS: Final = 1_000
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class Progress(NamedTuple):
@@ -32,65 +46,131 @@ class Progress(NamedTuple):
 
     lines: int
     """Lines committed so far."""
-    waiting: int
-    """Customers some actor is behind for; -1 while lines are still read."""
+    reading: bool
+    """More may come; else the actors are catching up."""
+
+
+Watch = Callable[[Progress], object]
+"""Told several times a second how far a run is."""
+
+
+def _unwatched(_: Progress) -> None:
+    pass
 
 
 class Embedded:
-    """A running embedded service; made by `embedded()`."""
+    """A running embedded service; made by `embedded()`. For one thread."""
 
-    def __init__(self, database: Database, pipeline: Pipeline, intake: Intake, batch_size: int) -> None:
+    def __init__(self, database: Database, pipeline: Pipeline, intake: Intake, settings: Settings, stop: Stop) -> None:
         self.database = database
         self.pipeline = pipeline
         self.intake = intake
-        self._batch_size = batch_size
-
-    def feed(self, lines: IO[bytes], progress: Callable[[Progress], object] = lambda _: None) -> int:
-        """Admit every line of a JSON-lines stream, batch by batch; returns how many there were."""
-        total = 0
-        for batch in _batches(received_lines(lines, self.pipeline.clock), self._batch_size):
-            self.intake.take(batch)
-            total += len(batch)
-            progress(Progress(total, -1))
-        return total
-
-    def drain(self, lines: int, progress: Callable[[Progress], object] = lambda _: None) -> None:
-        """Wait until every customer is at its head or held, for every actor; rings again whoever was missed."""
-        while behind := all_behind(self.database_stores):
-            if not any(behind.values()):
-                return
-            progress(Progress(lines, len({customer for customers in behind.values() for customer in customers})))
-            if not self._queues_busy():
-                for actor, customers in behind.items():
-                    self.pipeline.ring_actor(actor, customers)
-            time.sleep(0.05)
+        self.stop = stop
+        self.quarantined: Counter[str] = Counter()
+        """Messages this run quarantined, by code."""
+        self.reasons: dict[str, str] = {}
+        """The first reason of each of these codes."""
+        self._settings = settings
 
     @property
-    def database_stores(self):  # type: ignore[no-untyped-def]
+    def stores(self) -> Stores:
         return self.pipeline.stores
+
+    @property
+    def lines(self) -> int:
+        """Lines committed so far."""
+        return self.intake.outcomes.total()
+
+    def feed(self, lines: IO[bytes], watch: Watch = _unwatched) -> None:
+        """Admit every line of a JSON-lines stream. See `feed_messages`."""
+        self.feed_messages(received_lines(lines, self.pipeline.clock), watch)
+
+    def feed_messages(self, messages: Iterator[Received], watch: Watch = _unwatched) -> None:
+        """Admit messages batch by batch as they arrive, until the last one or until asked to stop.
+
+        Raises:
+            Outage: the database stayed away too long.
+            Exception: what `messages` raised. All that came before is committed, in both cases.
+        """
+        with closing(batches(messages, self._settings.batch_size, self._settings.batch_age_ms / 1000)) as arriving:
+            for batch in arriving:
+                if batch:
+                    self._take(batch)
+                watch(Progress(self.lines, True))
+                if self.stop.asked:
+                    break
+
+    def _take(self, batch: list[Received]) -> None:
+        for decision in self._patiently(partial(self.intake.take, batch)):
+            if decision.rejected is not None:
+                self.quarantined[decision.rejected.code] += 1
+                self.reasons.setdefault(decision.rejected.code, decision.rejected.reason)
+
+    def drain(self, watch: Watch = _unwatched) -> None:
+        """Wait until every customer is at its head or held, for every actor, or until asked to stop.
+
+        Rings again whoever was missed, and tries held customers whose time has come.
+
+        Raises:
+            Outage: the database stayed away too long.
+        """
+        while not self.stop.asked:
+            watch(Progress(self.lines, False))
+            if not self._queues_busy() and not self._patiently(self._ring_the_waiting):
+                return
+            self.stop.wait(_LOOK_S)
+
+    def waiting(self) -> int:
+        """How many customers some actor is behind for."""
+        return len({customer for customers in all_behind(self.stores).values() for customer in customers})
+
+    def _ring_the_waiting(self) -> bool:
+        """Ring everybody who is behind or whose hold is due; whether there was anybody."""
+        behind = all_behind(self.stores)
+        for actor, customers in behind.items():
+            self.pipeline.ring_actor(actor, customers)
+        due = due_holds(self.database, self.pipeline.clock())
+        for actor, customer in due:
+            self.pipeline.ring_held(actor, customer, 0)
+        return bool(due) or any(behind.values())
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do it again while the database is away, up to the limit."""
+        deadline = time.monotonic() + OUTAGE_S
+        while True:
+            try:
+                return work()
+            except Outage as error:
+                if self.stop.asked or time.monotonic() > deadline:
+                    raise
+                log.warning("the database is away", error=str(error), then=f"again in {_AGAIN_S:g} s")
+                self.stop.wait(_AGAIN_S)
 
     def _queues_busy(self) -> bool:
         broker = self.pipeline.broker
         return isinstance(broker, StubBroker) and any(broker.queues[name].unfinished_tasks for name in QUEUES)
 
 
-def _batches(messages: Iterable[Received], size: int) -> Iterator[list[Received]]:
-    iterator = iter(messages)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 @contextmanager
-def embedded(settings: Settings) -> Iterator[Embedded]:
-    """Migrate, start the workers, and stop them at the end. Whatever an earlier run left behind is rung at once."""
+def embedded(settings: Settings, stop: Stop | None = None) -> Iterator[Embedded]:
+    """Migrate, start the workers, and stop them at the end. Whatever an earlier run left behind is rung at once.
+
+    Once `stop` is asked, `feed` and `drain` return early.
+
+    Raises:
+        UsageError: the database is of a newer version. Outage: it is away.
+    """
     database = open_database(settings.database_url)
-    migrate(database)
-    pipeline = declare(settings, database, make_broker(None))
-    intake = Intake(database, policies(settings, database, now_us()), pipeline.ring, pipeline.clock)
-    worker = dramatiq.Worker(pipeline.broker, worker_threads=settings.worker_threads, worker_timeout=100)
-    worker.start()
     try:
-        yield Embedded(database, pipeline, intake, settings.batch_size)
+        migrate(database)
+        require_current(database)
+        pipeline = declare(settings, database, make_broker(None))
+        intake = Intake(database, policies(settings, database, now_us()), pipeline.ring, pipeline.clock)
+        worker = dramatiq.Worker(pipeline.broker, worker_threads=settings.worker_threads, worker_timeout=100)
+        worker.start()
+        try:
+            yield Embedded(database, pipeline, intake, settings, stop or Stop())
+        finally:
+            worker.stop(timeout=_WORKER_STOP_MS)
     finally:
-        worker.stop(timeout=5_000)
         database.release()

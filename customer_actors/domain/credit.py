@@ -183,7 +183,7 @@ def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
     released = tuple(
         Allocation(event.position, payment, usage, -net)
         for (payment, usage), net in sorted(ledger.allocated.items())
-        if usage in ended and net
+        if usage in ended
     )
     freed: dict[int, Payment] = {}
     for _, position, _, amount_minor in released:

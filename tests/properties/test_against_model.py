@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from tests.model.strategies import messages, shuffled_with_duplicates
 from tests.properties.service import TODAY, Service
 
 RULES = Rules(timezone="Europe/Berlin")
-FLAT = Rules(tiers=tuple(tier.model_copy(update={"multiplier": 1}) for tier in DEFAULT_TIERS))
+FLAT = Rules(tiers=tuple(tier.model_copy(update={"multiplier": Decimal(1)}) for tier in DEFAULT_TIERS))
 
 generous = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 

@@ -1,0 +1,135 @@
+"""Verbs that ask for something: each appends a request to a customer's stream and prints what became of it [C9]."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from customer_actors.cli.common import (
+    OK,
+    PROBLEMS,
+    json_option,
+    leave,
+    opened,
+    organization_option,
+    print_json,
+    printable,
+    settings_for_command,
+)
+from customer_actors.commands import CommandResult, Service, charge_credit, open_credit, redeem_points, service
+from customer_actors.domain.money import minor_units
+from customer_actors.errors import UsageError
+from customer_actors.settings import Settings
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@click.group()
+def credit() -> None:
+    """Credit accounts: open one, charge an order to one.
+
+    The outcome is printed: applied or duplicate (exit 0), refused or waiting behind a held event (exit 1).
+    """
+
+
+@credit.command("open")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.option("--limit", required=True, metavar="AMOUNT", help="Credit limit, such as 1000.00; may be 0.")
+@click.option("--terms", metavar="DAYS", help="Days until a sale is due.  [default: as set]")
+@organization_option
+@json_option
+def credit_open(customer_id: str, limit: str, terms: str | None, organization_id: str, as_json: bool) -> None:
+    """Open a credit account. A customer that is not known yet is created.
+
+    Money that waits in suspense is applied at once.
+
+    Example: customer-actors credit open C000042 --limit 1000.00 --terms 14
+    """
+    settings = settings_for_command()
+    limit_minor = _amount("--limit", limit, settings)
+    days = settings.default_terms_days if terms is None else _whole("--terms", terms)
+    with _service(settings) as running:
+        result = open_credit(running, organization_id, customer_id, limit_minor, days)
+    _report(result, f"credit account of {customer_id}", as_json)
+
+
+@credit.command("charge")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.argument("order_id", metavar="ORDER")
+@click.argument("amount", metavar="AMOUNT")
+@organization_option
+@json_option
+def credit_charge(customer_id: str, order_id: str, amount: str, organization_id: str, as_json: bool) -> None:
+    """Charge an order to a customer's credit account.
+
+    Refused beyond the credit available and on a suspended account. The same order and amount again is a duplicate.
+
+    Example: customer-actors credit charge C000042 O-00001234 199.90
+    """
+    settings = settings_for_command()
+    amount_minor = _amount("AMOUNT", amount, settings)
+    with _service(settings) as running:
+        result = charge_credit(running, organization_id, customer_id, order_id, amount_minor)
+    _report(result, f"charge of order {order_id}", as_json)
+
+
+@click.group()
+def loyalty() -> None:
+    """Loyalty points: redeem some.
+
+    The outcome is printed: applied or duplicate (exit 0), refused or waiting behind a held event (exit 1).
+    """
+
+
+@loyalty.command("redeem")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.argument("points", metavar="POINTS")
+@click.argument("reference", metavar="REFERENCE")
+@organization_option
+@json_option
+def loyalty_redeem(customer_id: str, points: str, reference: str, organization_id: str, as_json: bool) -> None:
+    """Redeem points of a customer under a reference of your own, once.
+
+    Refused beyond the balance. A reference is used up by its first request, even by a refused one.
+
+    Example: customer-actors loyalty redeem C000042 100 VOUCHER-7
+    """
+    settings = settings_for_command()
+    wanted = _whole("POINTS", points)
+    with _service(settings) as running:
+        result = redeem_points(running, organization_id, customer_id, wanted, reference)
+    _report(result, f"redemption {reference}", as_json)
+
+
+VERBS = (credit, loyalty)
+
+
+@contextmanager
+def _service(settings: Settings) -> Iterator[Service]:
+    with opened(settings) as database:
+        yield service(settings, database)
+
+
+def _amount(name: str, text: str, settings: Settings) -> int:
+    try:
+        return minor_units(text, settings.currency_decimals)
+    except ValueError as error:
+        raise UsageError(f"{name} {printable(text)!r} {error}") from None
+
+
+def _whole(name: str, text: str) -> int:
+    # int() would take "1_000", " 7" and digits of other scripts.
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise UsageError(f"{name} {printable(text)!r} must be a whole number in plain digits, such as 100")
+    return int(text)
+
+
+def _report(result: CommandResult, what: str, as_json: bool) -> None:
+    if as_json:
+        print_json(result._asdict())
+    else:
+        place = f" (position {result.position})" if result.position is not None else ""
+        reason = f": {result.reason}" if result.reason is not None else ""
+        click.echo(printable(f"{what}: {result.outcome}{place}{reason}"))
+    leave(OK if result.outcome in ("applied", "duplicate") else PROBLEMS)

@@ -1,0 +1,81 @@
+"""What every verb shares: errors become exit codes, settings and database are opened one way, JSON is printed one way."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+
+from customer_actors.errors import DataFault, Outage, RefusedError, UsageError
+from customer_actors.settings import Settings, load_settings
+from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.schema import require_current
+from customer_actors.telemetry import configure_logging
+
+OK, PROBLEMS, USAGE, ALREADY_DONE, CANNOT_CONNECT = 0, 1, 2, 3, 4
+
+_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (UsageError, USAGE),
+    (RefusedError, PROBLEMS),
+    (DataFault, PROBLEMS),
+    (Outage, CANNOT_CONNECT),
+)
+
+
+class ErrorsToExitCodes(click.Group):
+    """One line on standard error that names the fix, and the exit code of its kind; never a traceback for a known error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except tuple(kind for kind, _ in _EXIT_CODES) as error:
+            click.echo(f"customer-actors: {error}", err=True)
+            ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+organization_option = click.option(
+    "--org", "organization_id", default="default", show_default=True, metavar="ORG", help="The customer's organization."
+)
+
+
+def settings_for_command() -> Settings:
+    """The settings, with logging set up for a command that talks to a person (warnings and worse)."""
+    settings = load_settings()
+    configure_logging("WARNING" if settings.log_level == "INFO" else settings.log_level)
+    return settings
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Database]:
+    """The database of these settings with a current schema; its connection is closed afterwards.
+
+    Raises:
+        UsageError: the schema is not current. Outage: the database is away.
+    """
+    database = open_database(settings.database_url)
+    try:
+        require_current(database)
+        yield database
+    finally:
+        database.release()
+
+
+def print_json(value: object) -> None:
+    """One JSON document, indented on a terminal and on one line in a pipe."""
+    click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Text from outside as it may be shown: control characters (newlines, ANSI escapes) are escaped, nothing is executed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def leave(code: int) -> NoReturn:
+    """End the verb with an exit code."""
+    raise click.exceptions.Exit(code)
+
+
+Verb = Callable[..., Any]

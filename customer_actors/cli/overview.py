@@ -1,0 +1,108 @@
+"""`status`: how the whole service is, in one look."""
+
+import time
+from typing import Any, Final
+
+import click
+
+from customer_actors.cli.common import json_option, print_json, printable, settings_for_command
+from customer_actors.domain.telling import Figures
+from customer_actors.storage.database import open_database
+from customer_actors.storage.overview import service_view
+from customer_actors.storage.schema import pending
+from customer_actors.telemetry import redact
+
+BROKER_TIMEOUT_S: Final = 3
+_NOT_FOUND: Final = 404
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Streams, how far every actor is, and what waits for a person: held, parked, quarantined, dead letters.
+
+    "behind" counts customers whose newest events an actor has yet to fold, without those held; what stands at and
+    behind a held event is counted under "held back". With RABBITMQ_URL the queues are counted too. This is information:
+    the exit code is 0 whatever the figures are, and 4 when the database cannot be reached.
+
+    Example: customer-actors status --json
+    """
+    settings = settings_for_command()
+    database = open_database(settings.database_url)
+    try:
+        missing = pending(database)
+        view: Figures = {"pending_migrations": missing}
+        if not missing:
+            view |= service_view(database, time.time_ns() // 1_000)
+    finally:
+        database.release()
+    view["broker"] = None if settings.rabbitmq_url is None else broker_view(settings.rabbitmq_url)
+    if as_json:
+        print_json(view)
+    else:
+        _print_status(view)
+
+
+def broker_view(url: str) -> Figures:
+    """Messages ready in each of our queues (None: there is no such queue), or why the broker could not be asked."""
+    import pika  # only who has a broker pays for the import
+    from pika.exceptions import AMQPError
+
+    from customer_actors.ingest.connection import parameters, quiet_pika
+    from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES
+
+    quiet_pika()
+    how = parameters(url, "customer-actors status")
+    how.socket_timeout = how.stack_timeout = how.blocked_connection_timeout = BROKER_TIMEOUT_S
+    how.connection_attempts = 1
+    try:
+        with pika.BlockingConnection(how) as connection:
+            queues = {queue: _messages(connection, queue) for queue in (*QUEUES, DEAD_LETTER_QUEUE)}
+    except (AMQPError, OSError) as error:
+        return {"reachable": False, "error": redact(f"{type(error).__name__} {error}".strip()), "queues": {}}
+    return {"reachable": True, "error": None, "queues": queues}
+
+
+def _messages(connection: Any, queue: str) -> int | None:
+    from pika.exceptions import ChannelClosedByBroker
+
+    try:
+        count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
+    except ChannelClosedByBroker as refusal:
+        if refusal.reply_code != _NOT_FOUND:
+            raise
+        return None
+    return count
+
+
+def _print_status(view: Figures) -> None:
+    if view["pending_migrations"]:
+        names = ", ".join(view["pending_migrations"])
+        click.echo(f"the database schema is old (missing {names}): run `customer-actors migrate`")
+    else:
+        _print_service(view)
+    broker = view["broker"]
+    if broker is None:
+        return
+    if not broker["reachable"]:
+        click.echo(click.style(printable(f"the broker cannot be reached: {broker['error']}"), fg="red"))
+    for queue, messages in broker["queues"].items():
+        click.echo(f"{queue:<28}{'not there yet' if messages is None else messages:>14}")
+
+
+def _print_service(view: Figures) -> None:
+    click.echo(f"{view['customers']} customers, {view['events']} events in their streams\n")
+    columns = ("behind", "waiting", "oldest", "held", "parked", "held back")
+    click.echo(click.style(f"{'':<14}" + "".join(f"{column:>12}" for column in columns), bold=True))
+    for actor, figures in view["actors"].items():
+        behind, waiting, oldest_s, *held = figures.values()
+        cells = (behind, waiting, "-" if oldest_s is None else f"{oldest_s} s", *held)
+        line = f"{actor:<14}" + "".join(f"{cell:>12}" for cell in cells)
+        click.echo(click.style(line, fg="red" if figures["parked"] else "yellow" if figures["held"] else None))
+    quarantined = view["quarantined"]
+    codes = ", ".join(f"{figures['distinct']} {code}" for code, figures in quarantined["codes"].items())
+    text = f"\nquarantined: {quarantined['distinct']}, seen {quarantined['seen']} times"
+    click.echo(click.style(f"{text} ({codes})" if codes else text, fg="yellow" if codes else None))
+    bells = view["bells"]
+    age = "" if bells["oldest_seconds"] is None else f", the oldest for {bells['oldest_seconds']} s"
+    click.echo(f"unanswered bells: {bells['unanswered']}{age}")

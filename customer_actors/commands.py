@@ -1,0 +1,218 @@
+"""The Python API behind the commands [C9]: append a request, advance its customer, and tell what became of it.
+
+A command works with the database alone: this process advances the one customer itself, so it needs no broker, and the
+sweep of the workers finds the bell row if this process dies in between.
+"""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from customer_actors.actors.pipeline import now_us
+from customer_actors.domain import telling
+from customer_actors.domain.events import EventType, Message, Outcome, iso
+from customer_actors.domain.fields import DecodeError, id_
+from customer_actors.domain.routing import BIT, CREDIT, LOYALTY
+from customer_actors.domain.story import Story
+from customer_actors.errors import UsageError
+from customer_actors.groups.advance import advance
+from customer_actors.ingest.intake import Intake, policies
+from customer_actors.settings import Settings
+from customer_actors.storage.actors import Stores
+from customer_actors.storage.database import Database
+from customer_actors.storage.views import Stored, events, stored_customer, undone_sales
+
+MAX_POINTS: Final = 10**12 - 1
+MAX_TERMS_DAYS: Final = 3650
+WAIT_S: Final = 10.0
+"""How long a command waits for a worker that has its customer locked just now."""
+_LOOK_S: Final = 0.02
+_UNPRINTABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+
+
+class CommandResult(NamedTuple):
+    """What became of one request."""
+
+    outcome: Literal["applied", "duplicate", "refused", "waiting"]
+    """`duplicate`: it was applied before, nothing changed now. `waiting`: it stands in the stream behind an event that
+    failed, and is decided once that one is released or skipped."""
+    reason: str | None = None
+    """Why it was refused, or what it waits for."""
+    position: int | None = None
+    """Of the request in its customer's stream; None when it never entered one."""
+
+
+class Service(NamedTuple):
+    """What commands work with."""
+
+    intake: Intake
+    stores: Stores
+    clock: Callable[[], int] = now_us
+
+
+def service(settings: Settings, database: Database) -> Service:
+    """The service of these settings; the schema must be current."""
+    intake = Intake(database, policies(settings, database, now_us()), lambda _: None, now_us)
+    return Service(intake, Stores(database, settings.rules(), settings.round_events))
+
+
+def open_credit(
+    service: Service, organization_id: str, customer_id: str, limit_minor: int, terms_days: int
+) -> CommandResult:
+    """Open a credit account; creates an unknown customer [C3, C9]. The limit is in minor units and may be 0.
+
+    Raises:
+        UsageError: an argument is impossible; nothing changed. Outage: the database is away; asking again is safe.
+    """
+    _require(limit_minor >= 0, "the limit must not be negative")
+    _require(0 <= terms_days <= MAX_TERMS_DAYS, f"the terms must be 0 to {MAX_TERMS_DAYS} days")
+    request = _Request(EventType.CREDIT_OPENED, CREDIT, organization_id, customer_id, "", limit_minor)
+    return _carry_out(service, request, {"terms_days": terms_days}, creates=True)
+
+
+def charge_credit(
+    service: Service, organization_id: str, customer_id: str, order_id: str, amount_minor: int
+) -> CommandResult:
+    """Charge an order to the customer's credit account [C4]. The amount is in minor units and positive.
+
+    Raises:
+        UsageError: an argument is impossible or the customer unknown; nothing changed. Outage: as above.
+    """
+    _require(amount_minor > 0, "the amount must be more than 0")
+    _id("order", order_id)
+    return _carry_out(
+        service, _Request(EventType.CREDIT_CHARGED, CREDIT, organization_id, customer_id, order_id, amount_minor)
+    )
+
+
+def redeem_points(
+    service: Service, organization_id: str, customer_id: str, points: int, reference: str
+) -> CommandResult:
+    """Redeem loyalty points under a reference that is unique in the organization [L6].
+
+    Raises:
+        UsageError: an argument is impossible or the customer unknown; nothing changed. Outage: as above.
+    """
+    _require(0 < points <= MAX_POINTS, f"the points must be a whole number from 1 to {MAX_POINTS}")
+    _id("reference", reference)
+    return _carry_out(
+        service, _Request(EventType.LOYALTY_REDEEMED, LOYALTY, organization_id, customer_id, reference, points)
+    )
+
+
+class _Request(NamedTuple):
+    type: EventType
+    actor: str
+    """Who decides it."""
+    organization_id: str
+    customer_id: str
+    reference: str
+    amount_minor: int
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise UsageError(otherwise)
+
+
+def _id(what: str, value: str) -> None:
+    try:
+        id_(value)
+    except DecodeError as error:
+        raise UsageError(f"the {what} {error.reason}") from None
+    _require(not _UNPRINTABLE.search(value), f"the {what} must be proper text without NUL")
+
+
+def _carry_out(
+    service: Service, request: _Request, detail: dict[str, int] | None = None, *, creates: bool = False
+) -> CommandResult:
+    _id("organization", request.organization_id)
+    _id("customer", request.customer_id)
+    if not creates and _stored(service, request) is None:
+        raise UsageError(
+            f"customer {request.customer_id} of organization {request.organization_id} is unknown; check both ids"
+        )
+    message = _message(request, detail, service.clock())
+    decision = service.intake.command(message)
+    if decision.rejected is not None:
+        return CommandResult("refused", decision.rejected.reason)
+    repeated = decision.outcome is Outcome.DUPLICATE
+    return _answer(service, request, _position(service, message, repeated=repeated), repeated=repeated)
+
+
+def _stored(service: Service, request: _Request) -> Stored | None:
+    return stored_customer(service.stores.database, request.organization_id, request.customer_id)
+
+
+def _message(request: _Request, detail: dict[str, int] | None, at_us: int) -> Message:
+    data = {"customer_id": request.customer_id, "reference": request.reference, "amount": request.amount_minor}
+    # Its own event_id makes the payload unlike any other, so that this very request is found again in the stream.
+    payload = {"event_id": uuid.uuid4().hex, "event": request.type, "timestamp": iso(at_us)}
+    return Message(
+        type=request.type,
+        organization_id=request.organization_id,
+        customer_id=request.customer_id,
+        reference=request.reference,
+        amount_minor=request.amount_minor,
+        currency=None,
+        occurred_at_us=at_us,
+        received_at_us=at_us,
+        payload=json.dumps({**payload, "data": {**data, **(detail or {})}}),
+        detail=json.dumps(detail) if detail else None,
+    )
+
+
+def _position(service: Service, message: Message, *, repeated: bool) -> int:
+    """Where the request stands in its stream; a repeated one stands where it was made first."""
+    found = ("e.reference = ?", message.reference) if repeated else ("p.payload = ?", message.payload)
+    rows = service.stores.database.query(
+        "SELECT e.position FROM customer c JOIN event e ON e.customer = c.id "
+        "JOIN event_payload p ON p.customer = e.customer AND p.position = e.position "
+        f"WHERE c.organization_id = ? AND c.customer_id = ? AND e.type = ? AND {found[0]}",
+        (message.organization_id, message.customer_id, message.type.value, found[1]),
+    )
+    position: int = rows[0][0]
+    return position
+
+
+def _answer(service: Service, request: _Request, position: int, *, repeated: bool) -> CommandResult:
+    """Advance the actor up to the request, and tell what it made of it."""
+    actor, deadline = request.actor, time.monotonic() + WAIT_S
+    while True:
+        stored = _stored(service, request)
+        assert stored is not None  # it has an event
+        standing = stored.standings[actor]
+        if standing.position >= position:
+            return _verdict(service, stored, actor, position, repeated)
+        if standing.held_position is not None:
+            held = f"position {standing.held_position} is held for {actor}: {standing.error}"
+            return CommandResult("waiting", held, position)
+        if time.monotonic() > deadline:
+            busy = "the customer is still being advanced; `customer-actors explain` will show the outcome"
+            return CommandResult("waiting", busy, position)
+        if not advance(service.stores.of(actor), [stored.number], now_us=service.clock).rounds:
+            time.sleep(_LOOK_S)  # a worker has the row: it looks again before it lets the customer go
+
+
+def _verdict(service: Service, stored: Stored, actor: str, position: int, repeated: bool) -> CommandResult:
+    """What the actor made of the request: told by the stream folded again up to it, for states keep no history."""
+    database, stores = service.stores.database, service.stores
+    undone = undone_sales(database, stored.number, position)
+    story = Story(stores.book, stored.standings, undone, stores.current_rules.currency_decimals)
+    told = telling.Told("", telling.FAILED, "")
+    for event in events(database, stored.number, position):
+        if event.concerns & BIT[actor]:
+            (told,) = (effect.told for effect in story.take(event._replace(concerns=BIT[actor])))
+    match told.outcome:
+        case telling.REFUSED:
+            first = "this was asked before and refused, and stays so: " if repeated else ""
+            return CommandResult("refused", first + told.effect.removeprefix("refused: "), position)
+        case telling.APPLIED | telling.NO_EFFECT if not repeated:
+            return CommandResult("applied", None, position)
+        case telling.APPLIED | telling.NO_EFFECT | telling.DUPLICATE:
+            return CommandResult("duplicate", None, position)
+        case _:
+            return CommandResult("waiting", told.effect, position)

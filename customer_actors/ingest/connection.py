@@ -1,0 +1,51 @@
+"""How this process connects to RabbitMQ."""
+
+import logging
+from typing import Final
+
+import pika
+from pika.exceptions import ChannelClosed, ConnectionClosed
+
+from customer_actors.errors import UsageError
+
+HEARTBEAT_S: Final = 30
+BLOCKED_CONNECTION_TIMEOUT_S: Final = 60
+
+
+def parameters(url: str, name: str) -> pika.URLParameters:
+    """How to reach the broker, with a heartbeat and a limit for blocked connections unless the URL sets its own.
+
+    Args:
+        url: amqp:// or amqps:// (which verifies certificate and host name).
+        name: what the broker's operator sees this connection called.
+
+    Raises:
+        UsageError: the URL cannot be read; the text does not repeat it, for it may hold a password.
+    """
+    try:
+        if not url.startswith(("amqp://", "amqps://")):
+            raise ValueError
+        read = pika.URLParameters(url)
+    except (ValueError, TypeError, AttributeError, OSError):
+        raise UsageError(
+            "RABBITMQ_URL cannot be read; write it as amqp://user:password@host:5672/vhost, "
+            "special characters in user, password and vhost percent-encoded"
+        ) from None
+    if read.heartbeat is None:
+        read.heartbeat = HEARTBEAT_S
+    if read.blocked_connection_timeout is None:
+        read.blocked_connection_timeout = BLOCKED_CONNECTION_TIMEOUT_S
+    read.client_properties = {"connection_name": name, **(read.client_properties or {})}
+    return read
+
+
+def quiet_pika() -> None:
+    """Let pika log nothing: what matters is raised, or logged by us; its tracebacks can show message headers [G23]."""
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def reason(error: BaseException) -> str:
+    """What the broker said, or else the kind of failure: pika's own texts can show what a message held [G23]."""
+    if isinstance(error, ChannelClosed | ConnectionClosed):
+        return f"{error.reply_code} {error.reply_text}"
+    return type(error).__name__

@@ -1,0 +1,182 @@
+"""One connection to one queue, and the inbox where the deliveries of all queues meet."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+from pika.connection import Connection
+from pika.spec import Basic, BasicProperties
+
+from customer_actors.domain.envelope import Received
+
+LOOK_S: Final = 0.1
+"""How long a thread waits before it looks whether to stop: a flag, since a signal handler must not take a lock."""
+
+FILL_S: Final = 0.05
+"""How long committed messages wait for others to fill a prefetch that still grows, before they are acknowledged."""
+
+
+class Delivery(NamedTuple):
+    link: "Link"
+    """Whence it came and the only place where its tag means anything."""
+    tag: int
+    received: Received
+
+
+class Inbox:
+    """Deliveries on their way from the pika thread to the SQL thread."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._deliveries: deque[Delivery] = deque()
+        self._urgent = False
+        self._changed = threading.Condition()
+
+    def put(self, delivery: Delivery, urgent: bool) -> None:
+        """Urgent: nothing more will come before this one is acknowledged, so do not wait for company."""
+        with self._changed:
+            self._deliveries.append(delivery)
+            self._urgent |= urgent
+            # Waking the other thread for every message would cost more than the message.
+            if urgent or len(self._deliveries) in (1, self._size):
+                self._changed.notify()
+
+    def take(self, not_before_s: float) -> list[Delivery]:
+        """The next batch, full or at `not_before_s` (monotonic); empty when nothing comes for a while."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._deliveries, LOOK_S):
+                return []
+            self._changed.wait_for(self._complete, not_before_s - time.monotonic())
+            self._urgent = False
+            return [self._deliveries.popleft() for _ in range(min(self._size, len(self._deliveries)))]
+
+    def _complete(self) -> bool:
+        return self._urgent or len(self._deliveries) >= self._size
+
+
+class Link:
+    """One connection to one queue; lives in the pika thread. It is never used again once lost.
+
+    It starts with a prefetch of one and doubles it whenever all of that is committed, so that a message that kills the
+    connection charges few others, and after a few deaths none [M7]. A prefetch changes only with the consumer, and
+    nothing may be under way then: a cancelled consumer's standby is given the messages that follow. So the messages in
+    hand, as many as the prefetch allows, are committed, then the consumer cancelled, then they are acknowledged.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        prefetch: int,
+        inbox: Inbox,
+        consuming: "Callable[[Link, int], None]",
+        lost: "Callable[[Link, BaseException | None], None]",
+    ) -> None:
+        """
+        Args:
+            consuming: told, with the prefetch, when the broker starts to deliver.
+            lost: told when the connection is closed or could not be made; without an error after `close`.
+        """
+        self.queue = queue
+        self.alive = True
+        """False once its messages are the broker's again; the SQL thread may say so too."""
+        self.prefetch = 1
+        """Most messages under way; grows to `prefetch`."""
+        self._most = prefetch
+        self._received_tag = self._acknowledged_tag = 0
+        self._inbox = inbox
+        self._report_consuming = consuming
+        self._report_lost = lost
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._consumer_tag = ""
+        self._error: BaseException | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._connection is None
+
+    def open(self, to: pika.URLParameters, loop: IOLoop) -> None:
+        self._connection = pika.SelectConnection(
+            to,
+            on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
+            on_open_error_callback=self._on_lost,
+            on_close_callback=self._on_lost,
+            custom_ioloop=loop,
+        )
+
+    def acknowledge(self, tag: int) -> None:
+        """Everything up to this tag is committed."""
+        channel = self._channel
+        if channel is None or not channel.is_open or tag <= self._acknowledged_tag:
+            return
+        if self.prefetch == self._most:
+            self._acknowledge(channel, tag)
+        elif tag - self._acknowledged_tag == self.prefetch:
+            channel.basic_cancel(self._consumer_tag, callback=lambda _: self._widen(channel, tag))
+        else:  # more may be on its way to fill the prefetch; if not, the queue is nearly empty and need not be faster
+            channel.connection.ioloop.call_later(FILL_S, lambda: self._acknowledge_unfilled(channel, tag))
+
+    def _acknowledge_unfilled(self, channel: Channel, tag: int) -> None:
+        if channel.is_open and self._acknowledged_tag < tag and self._received_tag - self._acknowledged_tag < self.prefetch:
+            self._acknowledge(channel, tag)
+
+    def _acknowledge(self, channel: Channel, tag: int) -> None:
+        channel.basic_ack(tag, multiple=True)
+        self._acknowledged_tag = tag
+
+    def close(self) -> None:
+        """Close the connection; whatever is not acknowledged is the broker's again."""
+        self.alive = False
+        if self._channel is not None:
+            # pika would cancel the consumer first: the broker would hand the standby what follows our messages before
+            # it has these back.
+            self._channel.basic_cancel = lambda *_, **__: None  # type: ignore[method-assign]
+        if self._connection is not None and not (self._connection.is_closing or self._connection.is_closed):
+            self._connection.close()
+
+    def _on_channel(self, channel: Channel) -> None:
+        self._channel = channel
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_cancel_callback(self._on_queue_gone)
+        self._consume(channel)
+
+    def _consume(self, channel: Channel) -> None:
+        def start(_: Any) -> None:
+            if channel.is_open:
+                self._consumer_tag = channel.basic_consume(
+                    self.queue, self._on_message, callback=lambda _: self._report_consuming(self, self.prefetch)
+                )
+
+        channel.basic_qos(prefetch_count=self.prefetch, callback=start)
+
+    def _widen(self, channel: Channel, tag: int) -> None:
+        if channel.is_open:
+            self._acknowledge(channel, tag)
+            self.prefetch = min(2 * self.prefetch, self._most)
+            self._consume(channel)
+
+    def _on_message(self, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        assert method.delivery_tag is not None
+        self._received_tag = method.delivery_tag
+        filled = self._received_tag - self._acknowledged_tag == self.prefetch
+        received = Received(body, method.routing_key, time.time_ns() // 1000, properties.content_encoding)
+        self._inbox.put(Delivery(self, method.delivery_tag, received), urgent=filled)
+
+    def _on_queue_gone(self, _: Any) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close(reply_text="the queue is gone")
+
+    def _on_channel_closed(self, _: Channel, error: BaseException) -> None:
+        self._error = error
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
+    def _on_lost(self, _: Connection, error: BaseException) -> None:
+        self._connection = self._channel = None
+        self._report_lost(self, (self._error or error) if self.alive else None)
+        self.alive = False

@@ -1,0 +1,116 @@
+"""What every process does the same way: end when a signal asks for it, and wait for its database at the start."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from customer_actors.errors import Outage
+from customer_actors.storage.database import Database
+from customer_actors.storage.schema import require_current
+
+log = structlog.get_logger(__name__)
+
+SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
+LIMIT_S: Final = 3.5
+"""From the signal to the end of the process; what hangs then is abandoned as by kill -9, which loses nothing [G15]."""
+_LOOK_S: Final = 0.1
+_FIRST_RETRY_S: Final = 0.5
+_LONGEST_RETRY_S: Final = 10.0
+
+
+class Stop:
+    """Whether this process has been asked to end."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """What asked for it."""
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM; 0 when none did."""
+        return 128 + self.signal if self.signal else 0
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long; whether the process has been asked to end."""
+        return self._asked.wait(seconds)
+
+    def when_asked(self, callback: Callable[[], object]) -> None:
+        """Call this once the process is asked to end, from another thread; at once if it has been."""
+        with self._lock:
+            if not self.asked:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def ask(self, by: signal.Signals) -> None:
+        """Ask the process to end."""
+        with self._lock:
+            self.signal = by
+            self._asked.set()
+        for callback in self._callbacks:
+            callback()
+
+
+@contextmanager
+def stopping_on_signals(limit_s: float = LIMIT_S) -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a `Stop`, and end the process hard when the block has not ended by the limit.
+
+    The signals are blocked and taken by a thread: no exception can appear in the middle of a commit (GUARANTEES M9),
+    and a main thread that hangs in a database driver still ends in time. Enter it before any other thread starts.
+    """
+    stop, over = Stop(), threading.Event()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    listener = threading.Thread(target=_listen, args=(stop, over, limit_s), name="signals", daemon=True)
+    listener.start()
+    try:
+        yield stop
+    finally:
+        over.set()
+        listener.join()
+        if stop.asked:  # a second Ctrl-C asked for nothing new
+            while signal.sigtimedwait(SIGNALS, 0):
+                pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen(stop: Stop, over: threading.Event, limit_s: float) -> None:
+    while not over.is_set():
+        if (taken := signal.sigtimedwait(SIGNALS, _LOOK_S)) is None:
+            continue
+        limit = threading.Timer(limit_s, os._exit, (128 + taken.si_signo,))
+        limit.daemon = True
+        limit.start()
+        stop.ask(signal.Signals(taken.si_signo))
+        over.wait()
+        limit.cancel()
+
+
+def wait_for_database(database: Database, stop: Stop) -> bool:
+    """Wait until the database answers, for containers start in any order; False when asked to end before.
+
+    Raises:
+        UsageError: it answers, but its schema is not this version's.
+    """
+    delay_s = _FIRST_RETRY_S
+    while not stop.asked:
+        try:
+            require_current(database)
+        except Outage as error:
+            log.warning("the database does not answer", error=str(error), then=f"again in {delay_s:g} s")
+            stop.wait(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+        else:
+            return True
+    return False
