@@ -1,8 +1,8 @@
 """Which broker carries the bells, with the middleware listed one by one.
 
-Dramatiq's default set holds TimeLimit and ShutdownNotifications, whose asynchronous exceptions inside a commit leave the
-interrupted work to be committed by the next message (GUARANTEES M9), and a Prometheus server on all interfaces. None of
-them is here: statement, lock and idle timeouts bound the work instead.
+Dramatiq's default set holds TimeLimit and ShutdownNotifications, whose asynchronous exceptions inside a commit leave
+the interrupted work to be committed by the next message (GUARANTEES M9), and a Prometheus server on all interfaces.
+None of them is here: statement, lock and idle timeouts bound the work instead.
 """
 
 import dramatiq
@@ -28,7 +28,7 @@ def make_broker(rabbitmq_url: str | None) -> dramatiq.Broker:
 
 
 def bounded(url: str) -> str:
-    """The URL with heartbeat and blocked-connection timeout, unless it names its own: a publish must never hang for ever."""
+    """The URL with heartbeat and blocked-connection timeout unless it names its own: no publish may hang for ever."""
     parameters = URLParameters(url)
     missing = []
     if "heartbeat=" not in url:

@@ -94,7 +94,8 @@ class Pipeline:
         for following in AFTER.get(actor, ()):
             self.ring_actor(following, sorted(report.moved))
         for hold in report.held:
-            log.warning("held", actor=actor, customer=hold.group, position=hold.position, error=hold.error.split(":")[0])
+            kind = hold.error.split(":")[0]  # the text may name ids
+            log.warning("held", actor=actor, customer=hold.group, position=hold.position, error=kind)
             self._ring_at_next_try(actor, hold.group)
         if report.remaining:
             self.ring_actor(actor, report.remaining)
@@ -122,4 +123,3 @@ class Pipeline:
             log.error("parked", actor=actor, customer=customer, then="waits for a person")
             return
         raise dramatiq.Retry("held", delay=max(0, next_try - self.clock()) // 1_000 + 1)
-

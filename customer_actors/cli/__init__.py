@@ -5,8 +5,11 @@ Exit codes: 0 ok, 1 found problems or refused, 2 usage, 3 already done, 4 cannot
 
 import click
 
+import customer_actors.cli.commands as commands
+import customer_actors.cli.feeding as feeding
+import customer_actors.cli.reading as reading
+import customer_actors.cli.services as services
 from customer_actors import __version__
-from customer_actors.cli import commands, feeding, reading, services
 from customer_actors.cli.common import ErrorsToExitCodes
 
 

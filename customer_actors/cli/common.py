@@ -1,4 +1,4 @@
-"""What every verb shares: errors become exit codes, settings and database are opened one way, JSON is printed one way."""
+"""What every verb shares: errors become exit codes; settings, database and JSON are handled in one way."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 class ErrorsToExitCodes(click.Group):
-    """One line on standard error that names the fix, and the exit code of its kind; never a traceback for a known error."""
+    """A known error is one line on standard error that names the fix, and the exit code of its kind."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,7 +69,7 @@ def print_json(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from outside as it may be shown: control characters (newlines, ANSI escapes) are escaped, nothing is executed."""
+    """Text from outside as it may be shown: control characters (newlines, ANSI escapes) are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -100,7 +100,7 @@ def _print_service(view: Figures) -> None:
         line = f"{actor:<14}" + "".join(f"{cell:>12}" for cell in cells)
         click.echo(click.style(line, fg="red" if figures["parked"] else "yellow" if figures["held"] else None))
     quarantined = view["quarantined"]
-    codes = ", ".join(f"{figures['distinct']} {code}" for code, figures in quarantined["codes"].items())
+    codes = ", ".join(f"{figures['distinct']} {printable(code)}" for code, figures in quarantined["codes"].items())
     text = f"\nquarantined: {quarantined['distinct']}, seen {quarantined['seen']} times"
     click.echo(click.style(f"{text} ({codes})" if codes else text, fg="yellow" if codes else None))
     bells = view["bells"]

@@ -149,9 +149,13 @@ def _order_naming_pos(message: Message, registry: Registry, order: Sale, custome
     assert message.pos_transaction_id is not None
     pos = registry.sale(message.organization_id, Channel.POS, message.pos_transaction_id)
     if pos.amount_minor is not None and pos.amount_minor != message.amount_minor:
-        return _conflict(message, f"POS transaction {pos.reference}, named by order {order.reference}, has another amount")
+        return _conflict(
+            message, f"POS transaction {pos.reference}, named by order {order.reference}, has another amount"
+        )
     if pos.customer_id is not None and pos.customer_id != customer_id:
-        return _conflict(message, f"POS transaction {pos.reference}, named by order {order.reference}, has another customer")
+        return _conflict(
+            message, f"POS transaction {pos.reference}, named by order {order.reference}, has another customer"
+        )
     order.alias = pos.reference
     order.customer_id, order.amount_minor = customer_id, message.amount_minor
     pos.on_credit = pos.on_credit or order.on_credit

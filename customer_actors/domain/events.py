@@ -67,7 +67,7 @@ class Message(NamedTuple):
     order_id: str | None = None
     """The open order a payment names [C2]."""
     detail: str | None = None
-    """JSON text of what only some types carry: terms_days, by, reason, as_of, occurred_at (the raw value when clamped)."""
+    """JSON text of what only some types carry: terms_days, by, reason, as_of, occurred_at (raw, when clamped)."""
 
 
 class Rejected(NamedTuple):

@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
+ERROR_LIMIT = 500
 TRACEBACK_LIMIT = 4_000
+"""Characters kept of an error and, from its end, of its traceback."""
 
 
 class Positioned(Protocol):
@@ -35,6 +37,16 @@ class Hold(NamedTuple):
     position: int
     error: str
     traceback: str
+
+    @classmethod
+    def of(cls, group: int, position: int, error: Exception) -> "Hold":
+        """The hold for what a fold raised, as text that any database can store."""
+        try:
+            text = f"{type(error).__name__}: {error}"
+        except Exception:
+            text = f"{type(error).__name__}: (its text cannot be read)"
+        lines = "".join(traceback.format_exception(error))
+        return cls(group, position, _storable(text)[:ERROR_LIMIT], _storable(lines)[-TRACEBACK_LIMIT:])
 
 
 class Round(NamedTuple):
@@ -147,12 +159,12 @@ def _fold_all(work: Work[E], events: Sequence[E]) -> tuple[dict[int, int], list[
         try:
             work.fold(event)
         except Exception as error:
-            holds[group] = _hold(event, error)
+            holds[group] = Hold.of(group, event.position, error)
         else:
             reached[group] = event.position
     return reached, list(holds.values())
 
 
-def _hold(event: Positioned, error: Exception) -> Hold:
-    text = "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
-    return Hold(event.customer, event.position, f"{type(error).__name__}: {error}"[:500], text)
+def _storable(text: str) -> str:
+    """Without NUL and lone surrogates, which PostgreSQL cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

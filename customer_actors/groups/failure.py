@@ -1,4 +1,4 @@
-"""When a held group is tried again. Pure: the database keeps attempts and next try, one message per group is the clock."""
+"""When a held group is tried again. Pure: the database keeps attempts and next try, messages are the clock."""
 
 import random
 
@@ -10,7 +10,7 @@ MAX_DELAY_S = 300.0
 
 
 def next_try_us(attempts: int, now_us: int, jitter: random.Random) -> int | None:
-    """When to try again after `attempts` failed attempts (exponential, up to a quarter less by jitter); None = parked."""
+    """When to try again after so many failed attempts (exponential, up to a quarter less by jitter); None = parked."""
     if attempts >= MAX_ATTEMPTS:
         return None
     delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempts - 1))

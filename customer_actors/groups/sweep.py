@@ -27,7 +27,7 @@ class Ringing(Protocol):
 
 
 def sweep(found: Overdue, ringer: Ringing, busy: Callable[[str], bool], forget: Callable[[Sequence[int]], None]) -> int:
-    """Ring every actor that is behind, unless its queue still has messages to work on; returns how many groups were rung."""
+    """Ring every actor that is behind, unless its queue still has messages; returns how many groups were rung."""
     rung = 0
     for actor, groups in found.behind.items():
         if groups and not busy(actor):

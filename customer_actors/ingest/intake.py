@@ -74,8 +74,12 @@ class Intake:
         except DataFault as fault:
             if len(incoming) == 1:
                 refused = Rejected("database_refused", f"{fault}; report this: admission should have caught it")
-                return append(self.database, [incoming[0]._replace(decoded=refused)], self.policies.append, self._clock())
+                return append(
+                    self.database, [incoming[0]._replace(decoded=refused)], self.policies.append, self._clock()
+                )
         middle = len(incoming) // 2
         first, second = self._append(incoming[:middle]), self._append(incoming[middle:])
-        bell = {key: sorted({*first.bell.get(key, ()), *second.bell.get(key, ())}) for key in {**first.bell, **second.bell}}
+        bell = {
+            key: sorted({*first.bell.get(key, ()), *second.bell.get(key, ())}) for key in {**first.bell, **second.bell}
+        }
         return Appended(first.decisions + second.decisions, bell)

@@ -87,7 +87,7 @@ class Link:
         self.prefetch = 1
         """Most messages under way; grows to `prefetch`."""
         self._most = prefetch
-        self._received_tag = self._acknowledged_tag = 0
+        self._received_tag = self._committed_tag = self._acknowledged_tag = 0
         self._inbox = inbox
         self._report_consuming = consuming
         self._report_lost = lost
@@ -101,6 +101,7 @@ class Link:
         return self._connection is None
 
     def open(self, to: pika.URLParameters, loop: IOLoop) -> None:
+        self._loop = loop
         self._connection = pika.SelectConnection(
             to,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
@@ -114,15 +115,20 @@ class Link:
         channel = self._channel
         if channel is None or not channel.is_open or tag <= self._acknowledged_tag:
             return
+        self._committed_tag = tag
         if self.prefetch == self._most:
             self._acknowledge(channel, tag)
         elif tag - self._acknowledged_tag == self.prefetch:
             channel.basic_cancel(self._consumer_tag, callback=lambda _: self._widen(channel, tag))
         else:  # more may be on its way to fill the prefetch; if not, the queue is nearly empty and need not be faster
-            channel.connection.ioloop.call_later(FILL_S, lambda: self._acknowledge_unfilled(channel, tag))
+            self._loop.call_later(FILL_S, lambda: self._acknowledge_unfilled(channel, tag))
 
     def _acknowledge_unfilled(self, channel: Channel, tag: int) -> None:
-        if channel.is_open and self._acknowledged_tag < tag and self._received_tag - self._acknowledged_tag < self.prefetch:
+        if (
+            channel.is_open
+            and self._acknowledged_tag < tag
+            and self._received_tag - self._acknowledged_tag < self.prefetch
+        ):
             self._acknowledge(channel, tag)
 
     def _acknowledge(self, channel: Channel, tag: int) -> None:
@@ -130,9 +136,11 @@ class Link:
         self._acknowledged_tag = tag
 
     def close(self) -> None:
-        """Close the connection; whatever is not acknowledged is the broker's again."""
+        """Acknowledge what is committed and close the connection; the rest is the broker's again."""
         self.alive = False
         if self._channel is not None:
+            if self._channel.is_open and self._acknowledged_tag < self._committed_tag:
+                self._acknowledge(self._channel, self._committed_tag)
             # pika would cancel the consumer first: the broker would hand the standby what follows our messages before
             # it has these back.
             self._channel.basic_cancel = lambda *_, **__: None  # type: ignore[method-assign]

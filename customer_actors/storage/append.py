@@ -33,9 +33,7 @@ CUSTOMER = columns(
     "organization_id text, customer_id text",
     "id bigint, head bigint, head_stats bigint, head_loyalty bigint, head_credit bigint",
 )
-HEADS = columns(
-    "customer", "id bigint", "head bigint, head_stats bigint, head_loyalty bigint, head_credit bigint"
-)
+HEADS = columns("customer", "id bigint", "head bigint, head_stats bigint, head_loyalty bigint, head_credit bigint")
 EVENT = columns(
     "event",
     "customer bigint, position bigint",
@@ -96,7 +94,7 @@ def append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, 
 
 
 class _Books:
-    """The registry rows a batch names: made where missing, locked, handed to admission, and saved where they changed."""
+    """The registry rows a batch names: made where missing, locked, handed to admission, saved where changed."""
 
     def __init__(self, database: Database, messages: Sequence[Message], currency: str | None) -> None:
         self.database = database
@@ -213,7 +211,9 @@ def _append_events(database: Database, drafts: Sequence[Draft], policy: AppendPo
         return {}
     keys: list[Row] = sorted({(draft.message.organization_id, draft.customer_id) for draft in drafts})
     new = database.insert_missing(CUSTOMER_KEY, keys)
-    heads = {(row[0], row[1]): list(row[2:]) for row in database.lock(CUSTOMER, keys, "t.organization_id, t.customer_id")}
+    heads = {
+        (row[0], row[1]): list(row[2:]) for row in database.lock(CUSTOMER, keys, "t.organization_id, t.customer_id")
+    }
     numbers = {key: head[0] for key, head in heads.items()}
     created = [(numbers[key],) for key in sorted(new)]
     for table in STATE_KEYS:  # there must be a row to lock before the first event can be seen
@@ -232,7 +232,9 @@ def _event(draft: Draft, head: list[int], rules: int) -> Event:
     """The event of a draft at the next position; `head` is [number, head, head_stats, head_loyalty, head_credit]."""
     message, sale = draft.message, draft.sale
     head[1] = position = head[1] + 1
-    concerns = BIT[STATS] if draft.already_cancelled and draft.founds_sale else CONCERNS[route(draft.type, draft.on_credit)]
+    concerns = (
+        BIT[STATS] if draft.already_cancelled and draft.founds_sale else CONCERNS[route(draft.type, draft.on_credit)]
+    )
     for slot, actor in ((2, STATS), (3, LOYALTY), (4, CREDIT)):
         if concerns & BIT[actor]:
             head[slot] = position

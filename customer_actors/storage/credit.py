@@ -40,12 +40,17 @@ ALLOCATION = columns(
     "amount_minor bigint",
 )
 _CUSTOMER = columns("credit_state", "customer bigint")
-_OPEN_USAGES = f"SELECT {', '.join(USAGE.names)} FROM credit_usage WHERE customer = {{customer}} AND outstanding_minor > 0"
-_OPEN_PAYMENTS = f"SELECT {', '.join(PAYMENT.names)} FROM credit_payment WHERE customer = {{customer}} AND unapplied_minor > 0"
+_OPEN_USAGES = (
+    f"SELECT {', '.join(USAGE.names)} FROM credit_usage WHERE customer = {{customer}} AND outstanding_minor > 0"
+)
+_OPEN_PAYMENTS = (
+    f"SELECT {', '.join(PAYMENT.names)} FROM credit_payment WHERE customer = {{customer}} AND unapplied_minor > 0"
+)
 _USAGE_AT = columns("credit_usage", "customer bigint, usage_position bigint")
 _ALLOCATED = (
     "SELECT customer, payment_position, usage_position, CAST(sum(amount_minor) AS bigint) FROM credit_allocation "
-    "WHERE customer = {customer} AND usage_position = {usage_position} GROUP BY customer, payment_position, usage_position"
+    "WHERE customer = {customer} AND usage_position = {usage_position} "
+    "GROUP BY customer, payment_position, usage_position"
 )
 
 _MONEY_MOVES = frozenset({EventType.PAYMENT_RECEIVED, EventType.ORDER_CANCELLED, EventType.CREDIT_OPENED})
@@ -80,7 +85,9 @@ class _Book:
 
 def _load_facts(database: Database, events: Sequence[Event], books: dict[int, _Book]) -> None:
     """Everything `fold` may need for these events, set-wise [see domain.credit.Ledger]."""
-    paying = {event.customer for event in events if event.type in _MONEY_MOVES and books[event.customer].account.used_minor}
+    paying = {
+        event.customer for event in events if event.type in _MONEY_MOVES and books[event.customer].account.used_minor
+    }
     idle = {group for group, book in books.items() if book.account.unapplied_minor or book.account.suspense_minor}
     _take_usages(books, database.for_each(_CUSTOMER, _OPEN_USAGES, [(group,) for group in sorted(paying)]))
     _take_payments(books, database.for_each(_CUSTOMER, _OPEN_PAYMENTS, [(group,) for group in sorted(idle)]))
@@ -88,7 +95,10 @@ def _load_facts(database: Database, events: Sequence[Event], books: dict[int, _B
     by_sale |= {(e.customer, Channel.ORDER.value, e.reference) for e in events if e.type == EventType.ORDER_CANCELLED}
     at_sale = {(e.customer, e.sale_position) for e in events if e.sale_position is not None}
     rows = database.select(USAGE_BY_SALE, sorted(by_sale))
-    _take_usages(books, [(customer, position, channel, reference, *rest) for customer, channel, reference, position, *rest in rows])
+    _take_usages(
+        books,
+        [(customer, position, channel, reference, *rest) for customer, channel, reference, position, *rest in rows],
+    )
     _take_usages(books, database.select(USAGE, sorted(at_sale)))
     ending = sorted(
         (event.customer, usage.position)
@@ -148,7 +158,8 @@ class _Work:
         )
         database.insert(PAYMENT, [(g, *p) for g, p in payments if p.position not in self.books[g].stored[1]])
         database.update(
-            PAYMENT_CHANGES, [(g, p.position, p.unapplied_minor) for g, p in payments if p.position in self.books[g].stored[1]]
+            PAYMENT_CHANGES,
+            [(g, p.position, p.unapplied_minor) for g, p in payments if p.position in self.books[g].stored[1]],
         )
         database.insert(
             ALLOCATION,
@@ -160,4 +171,3 @@ class _Work:
         )
         database.update(STATE, [(group, at, *self.books[group].account) for group, at in positions.items()])
         self.store.hold(holds)
-

@@ -8,8 +8,8 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -35,7 +35,7 @@ class Columns(NamedTuple):
 
 
 def columns(table: str, key: str, values: str = "") -> Columns:
-    """`Columns` from text such as "customer bigint, position bigint"; the types are PostgreSQL's, SQLite ignores them."""
+    """`Columns` from text such as "customer bigint, position bigint"; the types are PostgreSQL's alone."""
 
     def parse(text: str) -> tuple[tuple[str, str], ...]:
         pairs = (part.split() for part in text.split(",") if part.strip())
@@ -94,10 +94,9 @@ class Database(ABC):
 
     def release(self) -> None:
         """Close this thread's connection, so that the next use makes a new one (a broken one never heals)."""
-        try:
-            self.engine.close()
-        except Exception:  # a connection that cannot even be closed is dropped all the same
-            self.engine._state.reset()
+        if not self.engine.in_transaction():  # else whoever began it does this on the way out
+            with suppress(peewee.PeeweeException, psycopg2.Error, sqlite3.Error):  # dropped even if it cannot be closed
+                self.engine.close()
 
     @abstractmethod
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
@@ -129,7 +128,7 @@ class Database(ABC):
 
     @abstractmethod
     def for_each(self, over: Columns, sql: str, rows: Sequence[Row]) -> list[Row]:
-        """The result of `sql` for each row, in any order; `{name}` in it stands for the row's value of that key column."""
+        """The result of `sql` for each row, in any order; `{name}` in it stands for the row's value of that key."""
 
 
 @contextmanager
@@ -138,11 +137,16 @@ def sorted_errors(database: Database) -> Iterator[None]:
     try:
         yield
     except (peewee.PeeweeException, psycopg2.Error, sqlite3.Error, OverflowError) as error:
-        cause: BaseException = error.__cause__ if isinstance(error, peewee.PeeweeException) and error.__cause__ else error
+        cause: BaseException = (
+            error.__cause__ if isinstance(error, peewee.PeeweeException) and error.__cause__ else error
+        )
         if _data_fault(cause):
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()
         raise Outage(f"{database.name}: {_first_line(cause)}") from None
+    except Outage:  # of a statement inside this transaction
+        database.release()
+        raise
 
 
 def _data_fault(error: BaseException) -> bool:
@@ -225,22 +229,22 @@ def _sqlite_for_each(over: Columns, sql: str, rows: Sequence[Row]) -> tuple[str,
     return sql.format(**{name: f":{name}" for name in names}), [dict(zip(names, row, strict=True)) for row in rows]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sqlite_insert(into: Columns) -> str:
     return f"INSERT INTO {into.table} ({', '.join(into.names)}) VALUES ({', '.join('?' * len(into.names))})"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sqlite_update(of: Columns) -> str:
     return f"UPDATE {of.table} SET {', '.join(f'{name} = ?' for name, _ in of.values)} WHERE {_sqlite_key(of)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sqlite_select(of: Columns) -> str:
     return f"SELECT {', '.join(of.names)} FROM {of.table} WHERE {_sqlite_key(of)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sqlite_key(of: Columns) -> str:
     return " AND ".join(f"{name} = ?" for name, _ in of.key)
 
@@ -303,7 +307,9 @@ class PostgresDatabase(Database):
         if not rows:
             return []
         each = sql.format(**{name: f"v.{name}" for name, _ in over.key})
-        found: list[Row] = self._run(f"SELECT r.* FROM {_unnest(over.key)} CROSS JOIN LATERAL ({each}) r", rows).fetchall()
+        found: list[Row] = self._run(
+            f"SELECT r.* FROM {_unnest(over.key)} CROSS JOIN LATERAL ({each}) r", rows
+        ).fetchall()
         return found
 
     def _read(self, of: Columns, keys: Sequence[Row], tail: str) -> list[Row]:
@@ -320,7 +326,7 @@ class PostgresDatabase(Database):
         return cursor
 
 
-@lru_cache(maxsize=None)
+@cache
 def _postgres_marks(sql: str) -> str:
     return sql.replace("?", "%s")
 
@@ -329,12 +335,12 @@ def _unnest(pairs: Sequence[tuple[str, str]]) -> str:
     return f"unnest({', '.join(f'%s::{type_}[]' for _, type_ in pairs)}) AS v({_names(pairs)})"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _postgres_insert(into: Columns) -> str:
     return f"INSERT INTO {into.table} ({', '.join(into.names)}) SELECT * FROM {_unnest(into.key + into.values)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _postgres_update(of: Columns) -> str:
     setting = ", ".join(f"{name} = v.{name}" for name, _ in of.values)
     return f"UPDATE {of.table} t SET {setting} FROM {_unnest(of.key + of.values)} WHERE {_same(of.key, 't', 'v')}"

@@ -11,9 +11,7 @@ from customer_actors.groups.advance import Hold
 from customer_actors.storage.database import Columns, columns
 from customer_actors.storage.stream_store import StreamStore
 
-STATE = columns(
-    "loyalty_state", "customer bigint", "position bigint, points bigint, lifetime_points bigint, tier text"
-)
+STATE = columns("loyalty_state", "customer bigint", "position bigint, points bigint, lifetime_points bigint, tier text")
 ENTRY = columns(
     "loyalty_entry",
     "customer bigint, position bigint",

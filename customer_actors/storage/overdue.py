@@ -5,7 +5,6 @@ from customer_actors.groups.sweep import Overdue
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.bells import unanswered
 
-
 HELD_GRACE_US = 10_000_000
 """A held group's own message comes first; the sweep rings only when it is this late."""
 

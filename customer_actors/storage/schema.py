@@ -44,7 +44,9 @@ def require_current(database: Database) -> None:
         applied = set(runner.applied())
     known = {migration.name for migration in runner.migrations()}
     if known - applied:
-        raise UsageError(f"the database schema is old (missing {', '.join(sorted(known - applied))}): run `customer-actors migrate`")
+        raise UsageError(
+            f"the database schema is old (missing {', '.join(sorted(known - applied))}): run `customer-actors migrate`"
+        )
     if applied - known:
         raise UsageError("the database schema is newer than this version: install the version that made it")
 
@@ -59,7 +61,7 @@ def _runner(database: Database) -> Runner:
 @contextmanager
 def _one_at_a_time(database: Database) -> Iterator[None]:
     if not isinstance(database, PostgresDatabase):
-        # SQLite: each step is a transaction of its own behind the file's write lock; the whole run takes the lock first.
+        # SQLite: the whole run is one transaction behind the file's write lock.
         with database.transaction():
             yield
         return

@@ -1,7 +1,6 @@
 """Segment rows: not a fold, but a function of the statistics and the newest cuts [R1, R5, R6]."""
 
 import json
-import traceback
 from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from customer_actors.domain.events import business_date
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.segmentation import Cuts, Quintiles, Scores, score
 from customer_actors.domain.stats import Stats
-from customer_actors.groups.advance import TRACEBACK_LIMIT, Hold, Round
+from customer_actors.groups.advance import Hold, Round
 from customer_actors.storage import holds
 from customer_actors.storage.database import Database, Row, columns
 from customer_actors.storage.stats import STATE as STATS_STATE
@@ -68,7 +67,7 @@ class SegmentationStore:
     def retry(self, group: int, now_us: int) -> Round:
         """Try a held customer again if its time has come; locks nothing otherwise."""
         with self.database.transaction():
-            due = dict(holds.lock_due(self.database, self.actor, _LOCKED, [group], now_us))
+            due: dict[int, int] = dict(holds.lock_due(self.database, self.actor, _LOCKED, [group], now_us))
             done, failed = self._advance(due, now_us)
             holds.settle(self.database, self.actor, list(due), failed)
             return done
@@ -84,7 +83,7 @@ class SegmentationStore:
         return Round(len(positions), len(rows), tuple(failed), tuple(row[0] for row in rows)), failed
 
     def _rescore(self, stats_rows: dict[int, Row], now_us: int) -> tuple[list[Row], list[Hold]]:
-        organizations = dict(self.database.select(_ORGANIZATION, [(group,) for group in stats_rows]))
+        organizations: dict[int, str] = dict(self.database.select(_ORGANIZATION, [(group,) for group in stats_rows]))
         cuts = {one: newest_cuts(self.database, one) for one in sorted(set(organizations.values()))}
         as_of = business_date(now_us, self.rules.zone)
         rows: list[Row] = []
@@ -93,8 +92,7 @@ class SegmentationStore:
             try:
                 segment = segment_of(Stats(*row[2:]), cuts[organizations[group]], self.rules, as_of)
             except Exception as error:
-                text = "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:]
-                failed.append(Hold(group, row[1], f"{type(error).__name__}: {error}"[:500], text))
+                failed.append(Hold.of(group, row[1], error))
                 continue
             rows.append((group, row[1], *segment_columns(segment), now_us))
         return rows, failed
@@ -123,7 +121,8 @@ def segment_columns(segment: Segment) -> Row:
 def newest_cuts(database: Database, organization_id: str) -> Cuts:
     """The organization's newest snapshot, or no snapshot: then the fixed cuts apply [R3, R6]."""
     rows = database.execute(
-        "SELECT number, recency, frequency, monetary FROM rfm_cuts WHERE organization_id = ? ORDER BY number DESC LIMIT 1",
+        "SELECT number, recency, frequency, monetary FROM rfm_cuts "
+        "WHERE organization_id = ? ORDER BY number DESC LIMIT 1",
         (organization_id,),
     ).fetchall()
     if not rows:

@@ -51,7 +51,7 @@ class _Work:
         self.store.hold(holds)
 
     def _read_bounds_again(self, positions: dict[int, int]) -> None:
-        """First and last purchase after a cancellation took one of them: one look at the stream per customer and round."""
+        """First and last purchase after a cancellation took one: one look at the stream per customer and round."""
         stale = [(group, position) for group, position in positions.items() if self.states[group].bounds_stale]
         for group, first, last in self.store.database.for_each(_UP_TO, _BOUNDS, stale):
             self.states[group] = self.states[group]._replace(

@@ -1,4 +1,4 @@
-"""What the state tables of the stream actors have in common: lock, read behind the position, hold, compare with the head."""
+"""What the state tables of the stream actors share: lock, read behind the position, hold, compare with the head."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from customer_actors.domain.events import Event
 from customer_actors.domain.routing import BIT
-from customer_actors.groups.advance import Round, Work, fold_round
+from customer_actors.groups.advance import Hold, Round, Work, fold_round
 from customer_actors.storage import holds
 from customer_actors.storage.append import EVENT
 from customer_actors.storage.database import Columns, Database, Row, columns
@@ -73,7 +73,7 @@ class StreamStore(ABC):
     def load(self, events: Sequence[Event]) -> Work[Event]:
         """The locked states with the facts these events name."""
 
-    def hold(self, failed: Sequence[holds.Hold]) -> None:
+    def hold(self, failed: Sequence[Hold]) -> None:
         """Hold the groups whose event failed, in the round's transaction."""
         holds.hold(self.database, self.actor, self.table, failed, self.now_us)
         if self.retrying:
@@ -103,4 +103,3 @@ _GROUP = columns("customer", "customer bigint")
 
 def _by_position(row: Row) -> tuple[int, int]:
     return row[0], row[1]
-

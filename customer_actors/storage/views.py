@@ -198,7 +198,7 @@ def usages(database: Database, number: int, limit: int) -> tuple[list[Usage], in
 
 
 _USAGES: Final = f"""
-    SELECT {', '.join(credit.USAGE.names[1:])} FROM credit_usage WHERE customer = ?
+    SELECT {", ".join(credit.USAGE.names[1:])} FROM credit_usage WHERE customer = ?
     ORDER BY CASE WHEN outstanding_minor > 0 THEN 0 ELSE 1 END, CASE WHEN outstanding_minor > 0 THEN due_date END,
     CASE WHEN outstanding_minor > 0 THEN position ELSE -position END LIMIT ?
 """

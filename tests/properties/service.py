@@ -54,7 +54,7 @@ class Service:
     def stream(self, organization_id: str, customer_id: str) -> list[Event]:
         """The stored events of one customer in position order."""
         rows = self.database.query(
-            f"SELECT {', '.join('e.' + name for name in EVENT.names)} FROM event e JOIN customer c ON c.id = e.customer "
+            f"SELECT {', '.join('e.' + n for n in EVENT.names)} FROM event e JOIN customer c ON c.id = e.customer "
             "WHERE c.organization_id = ? AND c.customer_id = ? ORDER BY e.position",
             (organization_id, customer_id),
         )

@@ -1,7 +1,7 @@
 """The first schema: streams, registry, actor states, ledgers, bells, holds, quarantine.
 
-Written as SQL because the database holds the invariants: every CHECK and UNIQUE below is a rule or a guarantee, named in
-the line above it. The two dialects differ only in the words of DIALECT.
+Written as SQL because the database holds the invariants: every CHECK and UNIQUE below is a rule or a guarantee, named
+in the line above it. The two dialects differ only in the words of DIALECT.
 """
 
 from typing import Any
@@ -136,7 +136,7 @@ CREATE TABLE bell (
     groups TEXT NOT NULL
 ) {table};
 
--- [S1] a held_position stops this customer for this actor until it is released
+-- a held_position stops this customer for this actor until it is released
 CREATE TABLE stats_state (
     customer {big} NOT NULL PRIMARY KEY,
     position {big} NOT NULL DEFAULT 0,

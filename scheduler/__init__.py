@@ -1,0 +1,1 @@
+"""The nightly jobs' clock. Any number may run; a slot takes effect once."""
