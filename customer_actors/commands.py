@@ -140,7 +140,8 @@ def _carry_out(
     if decision.rejected is not None:
         return CommandResult("refused", decision.rejected.reason)
     repeated = decision.outcome is Outcome.DUPLICATE
-    return _answer(service, request, _position(service, message, repeated=repeated), repeated=repeated)
+    number, position = _place(service, message, repeated=repeated)
+    return _answer(service, request, number, position, repeated=repeated)
 
 
 def _stored(service: Service, request: _Request) -> Stored | None:
@@ -165,23 +166,24 @@ def _message(request: _Request, detail: dict[str, int] | None, at_us: int) -> Me
     )
 
 
-def _position(service: Service, message: Message, *, repeated: bool) -> int:
-    """Where the request stands in its stream; a repeated one stands where it was made first."""
+def _place(service: Service, message: Message, *, repeated: bool) -> tuple[int, int]:
+    """The customer's number and the request's position; a repeated one stands where it was made first."""
     found = ("e.reference = ?", message.reference) if repeated else ("p.payload = ?", message.payload)
     rows = service.stores.database.query(
-        "SELECT e.position FROM customer c JOIN event e ON e.customer = c.id "
+        "SELECT c.id, e.position FROM customer c JOIN event e ON e.customer = c.id "
         "JOIN event_payload p ON p.customer = e.customer AND p.position = e.position "
         f"WHERE c.organization_id = ? AND c.customer_id = ? AND e.type = ? AND {found[0]}",
         (message.organization_id, message.customer_id, message.type.value, found[1]),
     )
-    position: int = rows[0][0]
-    return position
+    number, position = rows[0]
+    return number, position
 
 
-def _answer(service: Service, request: _Request, position: int, *, repeated: bool) -> CommandResult:
+def _answer(service: Service, request: _Request, number: int, position: int, *, repeated: bool) -> CommandResult:
     """Advance the actor up to the request, and tell what it made of it."""
     actor, deadline = request.actor, time.monotonic() + WAIT_S
     while True:
+        advanced = advance(service.stores.of(actor), [number], now_us=service.clock)
         stored = _stored(service, request)
         assert stored is not None  # it has an event
         standing = stored.standings[actor]
@@ -193,7 +195,7 @@ def _answer(service: Service, request: _Request, position: int, *, repeated: boo
         if time.monotonic() > deadline:
             busy = "the customer is still being advanced; `customer-actors explain` will show the outcome"
             return CommandResult("waiting", busy, position)
-        if not advance(service.stores.of(actor), [stored.number], now_us=service.clock).rounds:
+        if not advanced.rounds:
             time.sleep(_LOOK_S)  # a worker has the row: it looks again before it lets the customer go
 
 

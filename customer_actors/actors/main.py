@@ -1,32 +1,44 @@
 """What `dramatiq customer_actors.actors.main:setup` runs: importing starts nothing, `setup` checks and declares."""
 
+import signal
+import sys
+
 import dramatiq
 
 from customer_actors.actors.broker import make_broker
 from customer_actors.actors.pipeline import Pipeline, now_us
 from customer_actors.actors.sweeper import Sweeper
 from customer_actors.errors import UsageError
+from customer_actors.process import Stop, wait_for_database
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database, open_database
 from customer_actors.storage.rules import number_of
-from customer_actors.storage.schema import require_current
 from customer_actors.telemetry import configure_logging
 
 
 def setup() -> None:
     """Declare the dispatcher and the actors on RabbitMQ, for Dramatiq's command line.
 
-    Raises:
-        UsageError: a setting or the schema is wrong; the text names the command.
-        Outage: the database is away.
+    Waits for a database that is away. A wrong setting or schema is one line that names the command, and exit code 2.
     """
+    try:
+        _setup()
+    except UsageError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _setup() -> None:
     settings = load_settings()
     configure_logging(settings.log_level)
     if settings.rabbitmq_url is None:
         raise UsageError("RABBITMQ_URL is not set: workers need a broker. Without one use `customer-actors run FILE`.")
     database = open_database(settings.database_url)
-    require_current(database)
+    # Dramatiq's own handler only asks the worker to stop once it runs; while we wait, SIGTERM just ends the process.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    wait_for_database(database, Stop())
+    signal.signal(signal.SIGTERM, handler)
     pipeline = declare(settings, database, make_broker(settings.rabbitmq_url))
     dramatiq.set_broker(pipeline.broker)
 

@@ -1,6 +1,7 @@
 """`status`: how the whole service is, in one look."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -91,13 +92,12 @@ def _print_status(view: Figures) -> None:
 
 
 def _print_service(view: Figures) -> None:
-    click.echo(f"{view['customers']} customers, {view['events']} events in their streams\n")
+    click.echo(f"customers: {view['customers']}, events in their streams: {view['events']}\n")
     columns = ("behind", "waiting", "oldest", "held", "parked", "held back")
-    click.echo(click.style(f"{'':<14}" + "".join(f"{column:>12}" for column in columns), bold=True))
+    click.echo(click.style(_cells("", columns), bold=True))
     for actor, figures in view["actors"].items():
         behind, waiting, oldest_s, *held = figures.values()
-        cells = (behind, waiting, "-" if oldest_s is None else f"{oldest_s} s", *held)
-        line = f"{actor:<14}" + "".join(f"{cell:>12}" for cell in cells)
+        line = _cells(actor, (behind, waiting, "-" if oldest_s is None else f"{oldest_s} s", *held))
         click.echo(click.style(line, fg="red" if figures["parked"] else "yellow" if figures["held"] else None))
     quarantined = view["quarantined"]
     codes = ", ".join(f"{figures['distinct']} {printable(code)}" for code, figures in quarantined["codes"].items())
@@ -106,3 +106,7 @@ def _print_service(view: Figures) -> None:
     bells = view["bells"]
     age = "" if bells["oldest_seconds"] is None else f", the oldest for {bells['oldest_seconds']} s"
     click.echo(f"unanswered bells: {bells['unanswered']}{age}")
+
+
+def _cells(label: str, cells: Sequence[object]) -> str:
+    return f"{label:<12}" + "".join(f"  {cell:>11}" for cell in cells)

@@ -63,18 +63,18 @@ def _consume(settings: Settings, rabbitmq_url: str, database: Database, stop: St
         ready=lambda: require_current(database),
     )
     stop.when_asked(consumer.stop)
-    reporter = threading.Thread(target=_report, args=(intake, stop), name="report", daemon=True)
+    reporter = threading.Thread(target=report, args=(intake.outcomes, stop), name="report", daemon=True)
     reporter.start()
     log.info("started", batch_size=settings.batch_size, prefetch=settings.prefetch)
     consumer.run()
     log.info("stopped", **_named(intake.outcomes))
 
 
-def _report(intake: Intake, stop: Stop) -> None:
-    """A line every few seconds with what was committed since the last one; counts only, never an id [G23]."""
+def report(outcomes: Counter[Outcome], stop: Stop) -> None:
+    """Log every few seconds how many messages were committed since the last line; counts only, never an id [G23]."""
     before: Counter[Outcome] = Counter()
     while not stop.wait(REPORT_EVERY_S):
-        now = intake.outcomes.copy()
+        now = outcomes.copy()
         if now != before:
             log.info("committed", **_named(now - before))
         before = now

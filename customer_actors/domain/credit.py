@@ -166,7 +166,8 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
     """A charge is a request, so it can be refused [C4]."""
     if event.already_cancelled:
         return Result(account, refused="the order was cancelled before")
-    if ledger.knows(*_sale_of(event)):
+    # The order may be one with a POS sale that was sold on credit, under another reference [A5].
+    if ledger.knows(*_sale_of(event)) or event.sale_position in ledger.usages:
         return Result(account, duplicate=True)
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)

@@ -102,7 +102,7 @@ class Event(NamedTuple):
     already_cancelled: bool
     """A completion that came after its cancellation: only cancelled_orders + 1 [A4]."""
     sale_position: int | None
-    """Cancellation: where the cancelled sale stands; None when the order was only charged, never completed."""
+    """Cancellation or charge: where the sale of that order stands; None while the order was never completed."""
     sale_occurred_at_us: int | None
     order_id: str | None
     """Payment: the open order it names [C2]."""

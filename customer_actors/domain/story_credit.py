@@ -90,8 +90,8 @@ class CreditTeller:
     def _ledger(self, event: Event) -> Ledger:
         match event.type:
             case EventType.ORDER_COMPLETED | EventType.POS_COMPLETED | EventType.CREDIT_CHARGED:
-                same_sale = self._by_sale.get((event.channel or _ORDER, event.reference))
-                return self._picked(() if same_sale is None else (same_sale,), self._money_for(event.amount_minor))
+                same_sale = {self._by_sale.get((event.channel or _ORDER, event.reference)), event.sale_position}
+                return self._picked(same_sale & self.usages.keys(), self._money_for(event.amount_minor))
             case EventType.PAYMENT_RECEIVED:
                 return self._picked(self._reached_by(event.amount_minor, (event.order_id,)))
             case EventType.ORDER_CANCELLED:

@@ -17,8 +17,8 @@ from customer_actors.domain.envelope import Received
 LOOK_S: Final = 0.1
 """How long a thread waits before it looks whether to stop: a flag, since a signal handler must not take a lock."""
 
-FILL_S: Final = 0.05
-"""How long committed messages wait for others to fill a prefetch that still grows, before they are acknowledged."""
+_TRUSTED_RETURNS: Final = 2
+"""A message that came back more often may be what ends connections, and is taken alone."""
 
 
 class Delivery(NamedTuple):
@@ -62,10 +62,13 @@ class Inbox:
 class Link:
     """One connection to one queue; lives in the pika thread. It is never used again once lost.
 
-    It starts with a prefetch of one and doubles it whenever all of that is committed, so that a message that kills the
-    connection charges few others, and after a few deaths none [M7]. A prefetch changes only with the consumer, and
-    nothing may be under way then: a cancelled consumer's standby is given the messages that follow. So the messages in
-    hand, as many as the prefetch allows, are committed, then the consumer cancelled, then they are acknowledged.
+    It starts with a prefetch of one, and changes to the full one as soon as the message in hand has not come back more
+    than twice. So a message that kills the connection takes others with it two or three times, far from their delivery
+    limit, and is then met alone [M7]. Not sooner: what a quorum queue gets back it puts behind what it got back before,
+    so returning fewer messages than the last time, twice in a row, would change their order.
+
+    A prefetch changes only with the consumer, and nothing may be under way then: a cancelled consumer's standby is
+    given the messages that follow. So the one in hand is committed, then the consumer cancelled, then it acknowledged.
     """
 
     def __init__(
@@ -85,9 +88,9 @@ class Link:
         self.alive = True
         """False once its messages are the broker's again; the SQL thread may say so too."""
         self.prefetch = 1
-        """Most messages under way; grows to `prefetch`."""
-        self._most = prefetch
-        self._received_tag = self._committed_tag = self._acknowledged_tag = 0
+        """Most messages under way: one, later the full prefetch."""
+        self._full_prefetch = prefetch
+        self._alone = False
         self._inbox = inbox
         self._report_consuming = consuming
         self._report_lost = lost
@@ -101,7 +104,6 @@ class Link:
         return self._connection is None
 
     def open(self, to: pika.URLParameters, loop: IOLoop) -> None:
-        self._loop = loop
         self._connection = pika.SelectConnection(
             to,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
@@ -113,34 +115,17 @@ class Link:
     def acknowledge(self, tag: int) -> None:
         """Everything up to this tag is committed."""
         channel = self._channel
-        if channel is None or not channel.is_open or tag <= self._acknowledged_tag:
+        if channel is None or not channel.is_open:
             return
-        self._committed_tag = tag
-        if self.prefetch == self._most:
-            self._acknowledge(channel, tag)
-        elif tag - self._acknowledged_tag == self.prefetch:
-            channel.basic_cancel(self._consumer_tag, callback=lambda _: self._widen(channel, tag))
-        else:  # more may be on its way to fill the prefetch; if not, the queue is nearly empty and need not be faster
-            self._loop.call_later(FILL_S, lambda: self._acknowledge_unfilled(channel, tag))
-
-    def _acknowledge_unfilled(self, channel: Channel, tag: int) -> None:
-        if (
-            channel.is_open
-            and self._acknowledged_tag < tag
-            and self._received_tag - self._acknowledged_tag < self.prefetch
-        ):
-            self._acknowledge(channel, tag)
-
-    def _acknowledge(self, channel: Channel, tag: int) -> None:
+        if self.prefetch < self._full_prefetch and not self._alone:
+            self.prefetch = self._full_prefetch
+            channel.basic_cancel(self._consumer_tag, callback=lambda _: self._consume(channel))
         channel.basic_ack(tag, multiple=True)
-        self._acknowledged_tag = tag
 
     def close(self) -> None:
-        """Acknowledge what is committed and close the connection; the rest is the broker's again."""
+        """Close the connection; whatever is not acknowledged is the broker's again."""
         self.alive = False
         if self._channel is not None:
-            if self._channel.is_open and self._acknowledged_tag < self._committed_tag:
-                self._acknowledge(self._channel, self._committed_tag)
             # pika would cancel the consumer first: the broker would hand the standby what follows our messages before
             # it has these back.
             self._channel.basic_cancel = lambda *_, **__: None  # type: ignore[method-assign]
@@ -160,20 +145,16 @@ class Link:
                     self.queue, self._on_message, callback=lambda _: self._report_consuming(self, self.prefetch)
                 )
 
-        channel.basic_qos(prefetch_count=self.prefetch, callback=start)
-
-    def _widen(self, channel: Channel, tag: int) -> None:
         if channel.is_open:
-            self._acknowledge(channel, tag)
-            self.prefetch = min(2 * self.prefetch, self._most)
-            self._consume(channel)
+            channel.basic_qos(prefetch_count=self.prefetch, callback=start)
 
     def _on_message(self, _: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         assert method.delivery_tag is not None
-        self._received_tag = method.delivery_tag
-        filled = self._received_tag - self._acknowledged_tag == self.prefetch
+        # The broker's count of returns to a quorum queue; on a new message a publisher may have set the header.
+        returns = (properties.headers or {}).get("x-delivery-count")
+        self._alone = bool(method.redelivered) and isinstance(returns, int) and returns > _TRUSTED_RETURNS
         received = Received(body, method.routing_key, time.time_ns() // 1000, properties.content_encoding)
-        self._inbox.put(Delivery(self, method.delivery_tag, received), urgent=filled)
+        self._inbox.put(Delivery(self, method.delivery_tag, received), urgent=self.prefetch == 1)
 
     def _on_queue_gone(self, _: Any) -> None:
         if self._channel is not None and self._channel.is_open:

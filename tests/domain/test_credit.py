@@ -109,6 +109,7 @@ MONEY_CASES: list[tuple[str, Sequence[Event], tuple[int, int, int], dict[str, in
         (14, 0, 20),
         {"A": 9, "B": 5},
     ),
+    ("and adds up there", [pay(20), pay(3)], (0, 0, 23), {}),
     ("opening drains the suspense", [sale("A", 9), pay(20), sale("B", 5), opened()], (0, 6, 0), {}),
     ("opening has the order named first", [sale("A", 9), sale("B", 9), pay(9, "B"), opened()], (9, 0, 0), {"A": 9}),
     ("cancelling an open usage frees the credit", [opened(), sale("A", 9), cancel("A", 2)], (0, 0, 0), {}),
@@ -147,6 +148,11 @@ def test_unapplied_money_is_consumed_in_arrival_order() -> None:
     books = Books(opened(), pay(5), pay(7), sale("A", 9))
     assert books.ledger.allocated == {(2, 4): 5, (3, 4): 4}
     assert [payment.unapplied_minor for payment in books.ledger.payments.values()] == [0, 3]
+
+
+def test_a_second_payment_naming_a_paid_order_leaves_no_empty_move_there() -> None:
+    events = [sale("A", 9), sale("B", 9), pay(9, "B"), pay(5, "B")]
+    assert Books(*events, opened()).ledger.allocated == {(3, 2): 9, (4, 1): 5}
 
 
 def test_a_cancellation_returns_one_row_per_usage_and_payment_and_both_moves_of_the_money() -> None:
@@ -191,6 +197,7 @@ CHARGE_CASES: list[tuple[Sequence[Event], Event, str]] = [
     ([sale("A", 9)], charge("A", 9), "duplicate"),
     ([opened(10), sale("A", 9), suspend(False)], charge("A", 9), "duplicate"),
     ([opened(10), sale("A", 9)], charge("A", 9), "duplicate"),
+    ([opened(10), sale("T", 9, POS)], charge("A", 9)._replace(sale_position=2), "duplicate"),
     ([], charge("A", 9), "no credit account"),
     ([pay(50)], charge("A", 9), "no credit account"),
     ([opened(10), suspend(False)], charge("A", 99), "suspended"),

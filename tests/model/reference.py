@@ -180,7 +180,8 @@ def _charged(organization: _Organization, message: Message) -> Outcome:
         return Outcome.DUPLICATE if charges[0].amount_minor == message.amount_minor else Outcome.QUARANTINED
     organization.charges.append(message)
     cancelled = message.reference in organization.cancelled_orders or (sale is not None and sale.cancelled)
-    _enter(organization, message, message.customer_id, already_cancelled=cancelled)
+    of = sale.event if sale is not None else None
+    _enter(organization, message, message.customer_id, already_cancelled=cancelled, of=of)
     return Outcome.ACCEPTED
 
 
@@ -210,7 +211,7 @@ def _first_or_again(
 
 def _cancel(organization: _Organization, message: Message, sale: _Sale) -> None:
     sale.cancelled = True
-    _enter(organization, message._replace(type=EventType.ORDER_CANCELLED), sale.customer_id, cancels=sale.event)
+    _enter(organization, message._replace(type=EventType.ORDER_CANCELLED), sale.customer_id, of=sale.event)
 
 
 def _enter(
@@ -219,11 +220,11 @@ def _enter(
     customer_id: str | None,
     *,
     already_cancelled: bool = False,
-    cancels: Event | None = None,
+    of: Event | None = None,
 ) -> Event:
     """Append to the customer's stream at the next position; the customer is made on first sight [A8, A9].
 
-    What the stream itself can tell (the cancelled sale's channel, amount and time) is left out.
+    What the stream itself can tell (the channel, amount and time of the sale that is cancelled or charged) is left out.
     """
     if customer_id is None:
         raise ValueError(f"{message.type} enters no stream without a customer")
@@ -241,7 +242,7 @@ def _enter(
         concerns=0,  # not looked at: here every rule is asked about every event
         on_credit=message.on_credit,
         already_cancelled=already_cancelled,
-        sale_position=cancels.position if cancels is not None else None,
+        sale_position=of.position if of is not None else None,
         sale_occurred_at_us=None,
         order_id=message.order_id,
         detail=message.detail,

@@ -200,7 +200,8 @@ def _credit_after(credit: _Credit, event: Event, events: Sequence[Event]) -> Non
             if credit.account is None:
                 credit.account = _Account(event.amount_minor)
         case EventType.CREDIT_CHARGED:
-            if credit.account is not None and _may_charge(credit, credit.account, event, events):
+            known = _sold_on_credit(credit, event, events)
+            if credit.account is not None and not known and _may_charge(credit, credit.account, event, events):
                 credit.use(event, Channel.ORDER)
         case EventType.CREDIT_LIMIT_CHANGED:
             if credit.account is not None:
@@ -208,6 +209,12 @@ def _credit_after(credit: _Credit, event: Event, events: Sequence[Event]) -> Non
         case EventType.CREDIT_SUSPENDED | EventType.CREDIT_LIFTED:
             if credit.account is not None:
                 _suspend_or_lift(credit.account, event)
+
+
+def _sold_on_credit(credit: _Credit, charge: Event, events: Sequence[Event]) -> bool:
+    """Whether the order is one with a sale that has a usage, under whatever name [A5, C4]."""
+    keys = [(SALES[sale.type], sale.reference) for sale in events if sale.position == charge.sale_position]
+    return any((usage.channel, usage.reference) in keys for usage in credit.usages)
 
 
 def _cancel_usages(credit: _Credit, event: Event, events: Sequence[Event]) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of the whole pipeline beside the plain way to build it; see `benchmarks.pipeline`."""

@@ -1,0 +1,53 @@
+"""What a run was measured on, and what processes used, read from Linux's /proc."""
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from tests.servers.process import descendants
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PEAK: Final = re.compile(r"^VmHWM:\s*(\d+) kB$", re.M)
+_LIBRARIES: Final = ("dramatiq", "pika", "psycopg2-binary", "peewee")
+
+
+def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
+    """Cores and versions, for printing beside the numbers. The two servers' versions come from the servers."""
+    usable = len(os.sched_getaffinity(0))
+    facts = {
+        "cores": f"{usable} ({platform.machine()})",
+        "Python": platform.python_version(),
+        "PostgreSQL": postgres,
+        "RabbitMQ": rabbitmq,
+    }
+    return facts | {name: version(name) for name in _LIBRARIES}
+
+
+def tree(pid: int) -> list[int]:
+    """The process and everything it started that still runs."""
+    return [pid, *descendants(pid)]
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory the process ever had resident, in MB (10**6 bytes); 0 when it is gone."""
+    try:
+        found = _PEAK.search(Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0.0
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds, user and system, of a process and all it started, ended ones included."""
+    return sum(map(_ticks, tree(pid))) / _TICKS_PER_S
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))  # utime, stime, and those of children that were waited for

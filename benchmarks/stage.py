@@ -1,0 +1,181 @@
+"""One round's place: a database, a broker with the three queues, processes, and a watch over their progress."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pika
+import psycopg2
+from pika.exceptions import ChannelClosedByBroker
+from pika.spec import BasicProperties
+
+from benchmarks import machine
+from customer_actors.ingest import topology
+from customer_actors.ingest.connection import quiet_pika
+from customer_actors.ingest.publish import exchange_for, publish
+from tests.servers import PrivatePostgres, PrivateRabbitMQ
+from tests.servers.process import Child, wait_until
+
+ROOT: Final = Path(__file__).parents[1]
+LOOK_S: Final = 0.05
+"""How often progress is looked at: what the seconds of a round may be wrong by."""
+QUIET_S: Final = 1.5
+"""Nothing changed for so long: the work may be done."""
+WORKER_PROCESSES: Final = 2
+
+
+class Measured(NamedTuple):
+    """One round of one side."""
+
+    seconds: float
+    events_per_s: float
+    cpu_s: dict[str, float]
+    """CPU seconds per 10,000 events, by process."""
+    peak_mb: dict[str, float]
+    """The most memory each process ever had resident."""
+
+
+class Servers:
+    """The two servers of a run, and a folder for its processes."""
+
+    def __init__(self, postgres: PrivatePostgres, rabbitmq: PrivateRabbitMQ, folder: Path) -> None:
+        self.postgres = postgres
+        self.rabbitmq = rabbitmq
+        self.folder = folder
+        self._stages = 0
+
+    @contextmanager
+    def stage(self) -> Iterator["Stage"]:
+        """A fresh stage, gone afterwards with its processes and data."""
+        self._stages += 1
+        quiet_pika()  # it warns of every queue that is not there yet
+        name = f"stage_{self._stages}"
+        with ExitStack() as cleanup:
+            database_url = self.postgres.create_database(name)
+            cleanup.callback(self.postgres.drop_database, name)
+            rabbitmq_url = self.rabbitmq.new_vhost()
+            connection = cleanup.enter_context(pika.BlockingConnection(pika.URLParameters(rabbitmq_url)))
+            topology.declare(connection)
+            stage = Stage(self, database_url, rabbitmq_url, connection)
+            cleanup.callback(stage.end)
+            yield stage
+
+
+class Stage:
+    """One round's database, broker and processes. For one thread."""
+
+    def __init__(
+        self, servers: Servers, database_url: str, rabbitmq_url: str, connection: pika.BlockingConnection
+    ) -> None:
+        self.servers = servers
+        self.database_url = database_url
+        self.rabbitmq_url = rabbitmq_url
+        self.processes: dict[str, Child] = {}
+        self._connection = connection
+        self._channel = connection.channel()
+
+    def start(self, name: str, *args: str, **environment: str) -> Child:
+        """Start a process that knows nothing but the two URLs and `environment`."""
+        own = {"DATABASE_URL": self.database_url, "RABBITMQ_URL": self.rabbitmq_url, "PYTHONPATH": str(ROOT)}
+        child = Child(args, {"PATH": os.environ["PATH"], **own, **environment}, self.servers.folder)
+        self.processes[name] = child
+        return child
+
+    def start_workers(self, queues: Sequence[str], *args: str, **environment: str) -> None:
+        """Start the processes of Dramatiq's command line and wait until all of them consume all queues."""
+        own = [program("dramatiq"), *args, "--processes", str(WORKER_PROCESSES)]
+        child = self.start("workers", *own, **environment)
+        child.wait_until(lambda: all(self.queue(queue)[1] == WORKER_PROCESSES for queue in queues))
+
+    def end(self) -> None:
+        """End what still runs."""
+        for child in self.processes.values():
+            child.end(signal.SIGTERM, 5)
+
+    def queue(self, name: str) -> tuple[int, int]:
+        """Ready messages and consumers of a queue; zeros when there is none."""
+        try:
+            declared = self._channel.queue_declare(name, passive=True).method
+        except ChannelClosedByBroker:
+            self._channel = self._connection.channel()
+            return 0, 0
+        return declared.message_count or 0, declared.consumer_count or 0
+
+    def ready(self) -> int:
+        """Messages of the three queues that nobody took yet."""
+        return sum(self.queue(queue)[0] for queue in topology.QUEUES)
+
+    def publish(self, lines: Sequence[str]) -> None:
+        """Put lines into the queues by the type each names."""
+        report = publish(self.rabbitmq_url, ((json.loads(line)["event"], line.encode()) for line in lines))
+        assert report.confirmed == len(lines), report
+
+    def one_by_one(self) -> Callable[[str, str], None]:
+        """What sends one event, of this type with this body, and returns once the broker has confirmed it."""
+        channel = self._connection.channel()
+        channel.confirm_delivery()
+
+        def send(type_: str, body: str) -> None:
+            channel.basic_publish(exchange_for(type_), type_, body.encode(), BasicProperties(delivery_mode=2))
+
+        return send
+
+    def watch(self, events: int, totals: str, complete: Callable[[tuple[Any, ...]], bool]) -> Measured:
+        """Measure from the subscription to the queues until the last change of the totals; then all must be there.
+
+        Raises:
+            RuntimeError: the side did not get through in time.
+        """
+        deadline = time.monotonic() + 60 + events / 50
+        wait_until(lambda: any(self.queue(queue)[1] for queue in topology.QUEUES), 60)
+        before, started = self._cpu_s(), time.monotonic()
+        changed, last = started, ()
+        with cursor_on(self.database_url) as cursor:
+            while time.monotonic() - changed < QUIET_S or not complete(last):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"not through in time; totals {last}, {self.ready()} messages ready")
+                time.sleep(LOOK_S)
+                if self.ready():
+                    changed = time.monotonic()
+                    continue
+                cursor.execute(totals)
+                now = tuple(figure for row in cursor.fetchall() for figure in row)
+                if now != last:
+                    changed, last = time.monotonic(), now
+        after, seconds = self._cpu_s(), changed - started
+        cpu_s = {name: (after[name] - before[name]) * 10_000 / events for name in after}
+        return Measured(seconds, events / seconds, cpu_s, self._peak_mb())
+
+    def _cpu_s(self) -> dict[str, float]:
+        pids = {name: child.pid for name, child in self.processes.items()}
+        pids |= {"PostgreSQL": self.servers.postgres.pid, "RabbitMQ": self.servers.rabbitmq.pid}
+        return {name: machine.cpu_s(pid) for name, pid in pids.items()}
+
+    def _peak_mb(self) -> dict[str, float]:
+        return {
+            f"{name} {number}" if number else name: machine.peak_mb(pid)
+            for name, child in self.processes.items()
+            for number, pid in enumerate(machine.tree(child.pid))
+        }
+
+
+def program(name: str) -> str:
+    """A command of this interpreter's environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+@contextmanager
+def cursor_on(database_url: str) -> Iterator[Any]:
+    """A cursor on a connection of its own that commits every statement."""
+    connection = psycopg2.connect(database_url)
+    try:
+        connection.autocommit = True
+        yield connection.cursor()
+    finally:
+        connection.close()

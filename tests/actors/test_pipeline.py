@@ -1,0 +1,294 @@
+"""The actors on Dramatiq's in-process broker with a real worker: bells answered, holds retried, outages survived."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
+from structlog.testing import capture_logs
+
+from customer_actors.actors import pipeline as pipeline_module
+from customer_actors.actors.broker import make_broker
+from customer_actors.actors.pipeline import Pipeline, now_us
+from customer_actors.actors.sweeper import Sweeper
+from customer_actors.domain.events import Event
+from customer_actors.domain.routing import ACTORS
+from customer_actors.errors import Outage
+from customer_actors.groups import failure
+from customer_actors.storage import loyalty
+from customer_actors.storage.holds import next_try_of
+from customer_actors.storage.overdue import all_behind
+from tests.model.examples import cancellation, opened, order, payment
+from tests.servers import PrivatePostgres
+from tests.servers.process import wait_until
+from tests.storage.support import NOW_US, Storage
+from tests.storage.test_database import end_connections
+
+THREADS = 4
+CROWD = 24
+"""Customers of a bad deploy: enough for a mass failure."""
+
+Broken = Callable[[Event], None]
+
+
+class Seen(dramatiq.Middleware):
+    """(actor, what it raised) of every message processed."""
+
+    def __init__(self) -> None:
+        self.processed: list[tuple[str, type[BaseException] | None]] = []
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self.processed.append((message.actor_name, type(exception) if exception else None))
+
+
+class Running:
+    """A pipeline with a worker."""
+
+    def __init__(self, storage: Storage, round_events: int, clock: Callable[[], int]) -> None:
+        self.storage = storage
+        self.seen = Seen()
+        self.broker = make_broker(None)
+        self.broker.add_middleware(self.seen)
+        self.pipeline = Pipeline(self.broker, storage.stores(round_events), clock=clock)
+
+    def take(self, *messages: Any) -> None:
+        """Append one batch and ring its bell."""
+        self.pipeline.ring(self.storage.append(messages).bell)
+
+    def idle(self) -> bool:
+        """Whether no message waits, is delayed or is worked on."""
+        assert isinstance(self.broker, StubBroker)
+        return not any(queue.unfinished_tasks for queue in self.broker.queues.values())
+
+    def through(self) -> bool:
+        return not any(all_behind(self.storage.stores()).values())
+
+
+@contextmanager
+def running(
+    storage: Storage, *, round_events: int = 500, clock: Callable[[], int] = now_us, sweep_s: float | None = None
+) -> Iterator[Running]:
+    service = Running(storage, round_events, clock)
+    if sweep_s is not None:
+        service.broker.add_middleware(Sweeper(service.pipeline, sweep_s))
+    worker = dramatiq.Worker(service.broker, worker_threads=THREADS, worker_timeout=20)
+    worker.start()
+    try:
+        yield service
+    finally:
+        worker.stop(timeout=10_000)
+
+
+@pytest.fixture
+def break_loyalty(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broken], None]:
+    """Lets something happen before every fold of loyalty."""
+    whole = loyalty.fold
+
+    def break_(before: Broken) -> None:
+        def fold(state: Any, event: Event, *facts: Any) -> Any:
+            before(event)
+            return whole(state, event, *facts)
+
+        monkeypatch.setattr(loyalty, "fold", fold)
+
+    return break_
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held customers are tried again within hundredths of a second."""
+    monkeypatch.setattr(failure, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(failure, "MAX_DELAY_S", 0.04)
+
+
+def held(storage: Storage) -> list[tuple[Any, ...]]:
+    return storage.database.query("SELECT actor, customer, position, attempts FROM held_group ORDER BY 1, 2")
+
+
+def test_a_bell_brings_every_actor_to_the_head_segmentation_after_statistics(storage: Storage) -> None:
+    with running(storage) as service:
+        service.take(opened("100"), order("1", "10", on_credit=True), payment("p", "5"), order("2", "10", customer_id="c2"))
+        wait_until(service.idle)
+        assert service.through()
+        assert storage.value("SELECT count(*) FROM customer_segment WHERE code IS NOT NULL") == 2
+        service.take(cancellation("1"))
+        wait_until(service.idle)
+    assert storage.value("SELECT count(*) FROM customer_segment WHERE code IS NOT NULL") == 1
+    assert Counter(service.seen.processed) == {
+        ("dispatcher", None): 2,
+        ("stats", None): 2,
+        ("loyalty", None): 2,
+        ("credit", None): 2,
+        ("segmentation", None): 2,
+    }
+
+
+def test_every_actor_has_a_queue_of_its_own_and_so_have_retries(storage: Storage) -> None:
+    queues = Running(storage, 500, now_us).broker.get_declared_queues()
+    assert {name for name in queues if not name.endswith(".DQ")} == {"dispatcher", "held", *ACTORS}
+
+
+def test_a_held_customer_is_tried_again_by_retries_and_nobody_waits_for_it(
+    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None
+) -> None:
+    broken = True
+
+    def fail_while_broken(event: Event) -> None:
+        if broken and event.reference == "bad":
+            raise ValueError("secret-id cannot be folded")
+
+    break_loyalty(fail_while_broken)
+    with running(storage) as service, capture_logs() as logs:
+        service.take(order("bad", "10"), order("2", "10"), order("3", "10", customer_id="c2"))
+        number = storage.number()
+        wait_until(lambda: [row[3] >= 3 for row in held(storage)] == [True])
+        for after in ("4", "5"):
+            service.take(order(after, "10", customer_id="c2"), order(f"{after}-held", "10"))
+            head = "SELECT head_loyalty - position FROM customer JOIN loyalty_state ON customer = id WHERE customer_id = 'c2'"
+            wait_until(lambda: storage.value(head) == 0)
+            assert [row[:3] for row in held(storage)] == [("loyalty", number, 1)]
+        broken = False
+        wait_until(service.idle)
+        assert (service.through(), held(storage)) == (True, [])
+    assert ("held", dramatiq.Retry) in service.seen.processed
+    assert {actor for actor, raised in service.seen.processed if raised} == {"held"}
+    points = storage.database.query("SELECT position, points FROM loyalty_entry WHERE customer = ? ORDER BY 1", (number,))
+    assert points == [(1, 10), (2, 10), (3, 10), (4, 10)]
+    (line,) = [entry for entry in logs if entry["event"] == "held"]
+    assert line["error"] == "ValueError"
+
+
+def test_attempts_used_up_park_and_end_the_chain_of_messages(
+    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None
+) -> None:
+    def fail(event: Event) -> None:
+        raise ValueError("never")
+
+    break_loyalty(fail)
+    with running(storage) as service:
+        service.take(order("bad", "10"))
+        wait_until(service.idle)
+    assert held(storage) == [("loyalty", storage.number(), 1, failure.MAX_ATTEMPTS)]
+    assert next_try_of(storage.database, "loyalty", storage.number()) is None
+    assert Counter(service.seen.processed)["held", dramatiq.Retry] == failure.MAX_ATTEMPTS - 2
+
+
+def test_early_and_doubled_messages_charge_nothing_and_end(
+    storage: Storage, break_loyalty: Callable[[Broken], None]
+) -> None:
+    """The clock stands still, so the time of the retry never comes."""
+
+    def fail(event: Event) -> None:
+        raise ValueError("never")
+
+    break_loyalty(fail)
+    with running(storage, clock=lambda: NOW_US) as service:
+        service.take(order("bad", "10"))
+        wait_until(lambda: len(held(storage)) == 1)
+        for _ in range(5):
+            service.pipeline.ring_held("loyalty", storage.number(), 0)
+            service.pipeline.ring_held("stats", storage.number(), 0)
+            service.pipeline.ring_actor("loyalty", [storage.number()])
+        wait_until(lambda: Counter(service.seen.processed)["held", None] == 10)
+    assert held(storage) == [("loyalty", storage.number(), 1, 1)]
+    assert not [raised for _, raised in service.seen.processed if raised]
+
+
+def test_a_bad_deploy_in_which_every_customer_fails_parks_nobody(
+    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None
+) -> None:
+    """A mass failure is not the customers' fault: no attempts are charged while it lasts."""
+    tried: Counter[int] = Counter()
+
+    def fail(event: Event) -> None:
+        tried[event.customer] += 1
+        raise ValueError("bad deploy")
+
+    break_loyalty(fail)
+    with running(storage) as service:
+        service.take(*(order(str(number), "10", customer_id=f"c{number}") for number in range(CROWD)))
+        wait_until(lambda: len(tried) == CROWD)
+        wait_until(lambda: service.idle() or min(tried.values()) > failure.MAX_ATTEMPTS + 1)
+    assert storage.value("SELECT count(*) FROM held_group WHERE next_try_us IS NULL") == 0
+
+
+def test_an_outage_tries_the_bundle_again_and_charges_nobody(
+    postgres_storage: Storage, postgres: PrivatePostgres, break_loyalty: Callable[[Broken], None]
+) -> None:
+    storage, left = postgres_storage, [2, 1]
+
+    def end(event: Event) -> None:
+        if left and event.reference == "1":
+            left.pop()
+            end_connections(postgres)
+
+    break_loyalty(end)
+    with running(storage) as service:
+        service.take(order("1", "10"), order("2", "10", customer_id="c2"))
+        wait_until(lambda: not left and service.idle())
+        storage.database.release()  # this thread's connection was ended as well
+        assert service.through()
+    assert Counter(service.seen.processed)["loyalty", Outage] >= 2
+    assert {raised for _, raised in service.seen.processed} == {None, Outage}
+    assert held(storage) == []
+
+
+def test_time_used_up_rings_the_actor_itself_for_the_rest(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "advance", partial(pipeline_module.advance, budget_s=-1))
+    with running(storage, round_events=1) as service:
+        service.take(*(order(str(number), "10") for number in range(7)))
+        wait_until(service.idle)
+        assert service.through()
+    assert Counter(service.seen.processed)["loyalty", None] == 7
+
+
+class Away(StubBroker):
+    """Takes declarations, refuses messages."""
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        raise ConnectionClosed("away")
+
+
+def test_a_broker_that_is_away_costs_no_error_and_the_bell_row_stays(storage: Storage) -> None:
+    pipeline = Pipeline(Away(middleware=[]), storage.stores())
+    bell = storage.append([order("1", "10")]).bell
+    with capture_logs() as logs:
+        pipeline.ring(bell)
+        pipeline.ring_actor("stats", [storage.number()])
+        pipeline.ring_held("stats", storage.number(), 1)
+        assert pipeline.advance("stats", [storage.number()]).applied == 1
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["not rung"] * 4
+    assert storage.value("SELECT count(*) FROM bell") == 1
+
+
+def test_purged_queues_and_lost_bells_cost_one_sweep(storage: Storage) -> None:
+    with running(storage, sweep_s=0.05) as service:
+        for number in range(5):
+            service.storage.append([order(str(number), "10"), order(f"{number}-2", "10", customer_id="c2")], now_us())
+        wait_until(service.through)
+        wait_until(lambda: storage.value("SELECT count(*) FROM bell") == 0)
+
+
+def test_start_up_rings_whoever_waits_whatever_became_of_the_bell(storage: Storage) -> None:
+    storage.append([order("1", "10", on_credit=True)])
+    storage.database.execute("DELETE FROM bell")
+    with running(storage, sweep_s=3_600) as service:
+        wait_until(service.through)
+
+
+def test_malformed_internal_messages_take_no_thread_away(storage: Storage) -> None:
+    with running(storage) as service:
+        for number in range(2 * THREADS):
+            for name, arguments in [("stats", ("x",)), ("loyalty", ()), ("dispatcher", ({"no.such.type": [1]},)), ("held", (1,))]:
+                message = dramatiq.Message(name, name, arguments, {}, {"number": number})
+                service.broker.enqueue(message)
+        service.take(order("1", "10"))
+        wait_until(service.through)
+    assert any(raised for _, raised in service.seen.processed)

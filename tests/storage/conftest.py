@@ -1,0 +1,73 @@
+"""Every test here that asks for `database` or `storage` runs on both databases."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.schema import migrate
+from tests.servers import PrivatePostgres
+from tests.storage.support import Storage
+
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
+
+
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without a schema."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/customers.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+def migrated_url(postgres: PrivatePostgres) -> Iterator[str]:
+    """One PostgreSQL database for many tests: making and dropping one takes longer than most of them."""
+    name = f"shared_{uuid4().hex}"
+    url = postgres.create_database(name)
+    opened = open_database(url)
+    migrate(opened)
+    opened.release()
+    yield url
+    if postgres.running:
+        postgres.drop_database(name)
+
+
+@pytest.fixture(params=BOTH)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database with the current schema and no rows."""
+    if request.param == "sqlite":
+        opened = open_database(f"sqlite:///{tmp_path}/customers.db")
+        migrate(opened)
+        yield opened
+        opened.release()
+    else:
+        yield from _emptied(request)
+
+
+@pytest.fixture
+def storage(database: Database) -> Storage:
+    return Storage(database)
+
+
+@pytest.fixture
+def postgres_storage(request: pytest.FixtureRequest, postgres: PrivatePostgres) -> Iterator[Storage]:
+    """For what only PostgreSQL can do."""
+    for database in _emptied(request):
+        yield Storage(database)
+
+
+def _emptied(request: pytest.FixtureRequest) -> Iterator[Database]:
+    server: PrivatePostgres = request.getfixturevalue("postgres")
+    url: str = request.getfixturevalue("migrated_url")
+    if not server.running:
+        server.start()
+    opened = open_database(url)
+    for table in opened.engine.get_tables():
+        if table != "schema_migration":
+            opened.execute(f"DELETE FROM {table}")
+    yield opened
+    opened.release()

@@ -1,0 +1,402 @@
+"""Appending on both databases: outcomes, identity of every other row, positions, heads and bells [A1-A6, A8, A9]."""
+
+from itertools import permutations
+
+import pytest
+
+from customer_actors.domain.envelope import Received
+from customer_actors.domain.events import Message, Outcome, Rejected
+from customer_actors.domain.routing import BIT
+from customer_actors.errors import DataFault
+from customer_actors.storage.append import AppendPolicy, Incoming, append
+from customer_actors.storage.database import Database
+from customer_actors.storage.rules import number_of
+from tests.model.examples import DAY_US, JUNE_1_US, cancellation, charge, opened, order, payment, pos, redemption
+from tests.model.reference import ReferenceModel
+from tests.storage.support import (
+    NOW_US,
+    RULES,
+    TODAY,
+    Storage,
+    dump,
+    in_organization,
+    organization_dump,
+    splits,
+    stored_state,
+)
+
+ACC, DUP, ANO = Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.ANONYMOUS
+SUP, QUA = Outcome.SUPPRESSED, Outcome.QUARANTINED
+
+USD, EUR = {"currency": "USD"}, {"currency": "EUR"}
+TWIN = order("1", "10", twin="t")
+ANYBODY = pos("t", "10", customer_id=None)
+
+Step = tuple[Message | Rejected, Outcome]
+CASES: dict[str, list[Step]] = {
+    # [A2, A3] one key, one content
+    "a sale counts once": [(order("1", "10"), ACC), (order("1", "10"), DUP), (order("1", "10"), DUP)],
+    "another amount is a conflict": [(order("1", "10"), ACC), (order("1", "11"), QUA), (order("1", "10"), DUP)],
+    "another customer is a conflict": [(order("1", "10"), ACC), (order("1", "10", customer_id="c2"), QUA)],
+    "nothing else is compared": [(order("1", "10"), ACC), (order("1", "10", at_us=JUNE_1_US + DAY_US, on_credit=True), DUP)],
+    "an order and a till sale may have one id": [(order("1", "10"), ACC), (pos("1", "20"), ACC), (pos("1", "20"), DUP)],
+    "the same content after a cancellation": [
+        (order("1", "10"), ACC),
+        (cancellation("1"), ACC),
+        (order("1", "10"), DUP),
+        (cancellation("1"), DUP),
+        (order("1", "11"), QUA),
+    ],
+    "a till sale": [(pos("t", "10"), ACC), (pos("t", "10"), DUP), (pos("t", "11"), QUA), (pos("t", "10", customer_id="c2"), QUA)],
+    "a payment": [
+        (payment("p", "5"), ACC),
+        (payment("p", "5"), DUP),
+        (payment("p", "6"), QUA),
+        (payment("p", "6", customer_id="c2"), ACC),
+    ],
+    # [A4] tombstones
+    "a cancellation before its order": [
+        (cancellation("1"), SUP),
+        (cancellation("1"), DUP),
+        (order("1", "10"), SUP),
+        (order("1", "10"), DUP),
+        (cancellation("1"), DUP),
+    ],
+    "a conflict after a tombstone": [(cancellation("1"), SUP), (order("1", "10"), SUP), (order("1", "10", customer_id="c2"), QUA)],
+    "a cancellation never means a till sale": [(cancellation("1"), SUP), (pos("1", "10"), ACC), (cancellation("1"), DUP)],
+    # [A5] one sale with two names
+    "till first, then order": [(pos("t", "10"), ACC), (TWIN, DUP), (cancellation("1"), ACC), (cancellation("1"), DUP)],
+    "order first, then till": [(TWIN, ACC), (pos("t", "10"), DUP), (cancellation("1"), ACC), (pos("t", "10"), DUP)],
+    "anonymous, then order, then till": [(ANYBODY, ANO), (ANYBODY, DUP), (TWIN, ACC), (ANYBODY, DUP), (pos("t", "10"), DUP)],
+    "anonymous, then till, then order": [(ANYBODY, ANO), (pos("t", "10"), ACC), (TWIN, DUP), (ANYBODY, DUP)],
+    "an anonymous one after a named one": [(pos("t", "10"), ACC), (ANYBODY, DUP)],
+    "another amount than the anonymous one": [
+        (ANYBODY, ANO),
+        (pos("t", "11", customer_id=None), QUA),
+        (pos("t", "11"), QUA),
+        (order("1", "11", twin="t"), QUA),
+        (TWIN, ACC),
+    ],
+    "a twin that contradicts the till": [
+        (pos("t", "10"), ACC),
+        (order("1", "11", twin="t"), QUA),
+        (order("1", "10", twin="t", customer_id="c2"), QUA),
+        (TWIN, DUP),
+    ],
+    "a till that contradicts its twin": [(TWIN, ACC), (pos("t", "11"), QUA), (pos("t", "10", customer_id="c2"), QUA)],
+    "cancelled before anything linked it": [
+        (cancellation("1"), SUP),
+        (pos("t", "10"), ACC),
+        (TWIN, SUP),
+        (cancellation("1"), DUP),
+        (TWIN, DUP),
+    ],
+    "cancelled, then order, then till": [(cancellation("1"), SUP), (TWIN, SUP), (pos("t", "10"), DUP), (ANYBODY, DUP)],
+    "cancelled, anonymous, then order": [(cancellation("1"), SUP), (ANYBODY, ANO), (TWIN, SUP), (pos("t", "10"), DUP)],
+    "two orders that are one till sale": [
+        (TWIN, ACC),
+        (order("2", "10", twin="t"), DUP),
+        (cancellation("2"), ACC),
+        (cancellation("1"), DUP),
+    ],
+    # [C4, C9] charges and redemptions
+    "a charge": [
+        (opened("100"), ACC),
+        (charge("1", "10"), ACC),
+        (charge("1", "10"), DUP),
+        (charge("1", "11"), QUA),
+        (charge("1", "10", customer_id="c2"), QUA),
+    ],
+    "a charge, then its order": [
+        (opened("100"), ACC),
+        (charge("1", "10"), ACC),
+        (order("1", "12", customer_id="c2"), QUA),
+        (order("1", "12"), ACC),
+        (cancellation("1"), ACC),
+    ],
+    "a charge, then a cancellation": [(charge("1", "10"), ACC), (cancellation("1"), ACC), (cancellation("1"), DUP), (order("1", "12"), SUP)],
+    "a charge of a sale": [(order("1", "12"), ACC), (charge("1", "12"), ACC), (cancellation("1"), ACC), (charge("1", "12"), DUP)],
+    "a charge of a cancelled order": [(cancellation("1"), SUP), (charge("1", "10"), ACC), (order("1", "10"), SUP)],
+    "a redemption": [
+        (redemption("r", 5), ACC),
+        (redemption("r", 5), DUP),
+        (redemption("r", 6), QUA),
+        (redemption("r", 5, customer_id="c2"), QUA),
+    ],
+    # [A6] the currency is the first one named
+    "the first currency stands": [
+        (order("1", "10", **EUR), ACC),
+        (order("2", "10", **USD), QUA),
+        (order("2", "10"), ACC),
+        (order("2", "10", **EUR), DUP),
+    ],
+    "a refused message names no currency": [
+        (payment("p", "5"), ACC),
+        (payment("p", "6")._replace(currency="USD"), QUA),
+        (payment("q", "5")._replace(currency="EUR"), ACC),
+        (payment("q", "5")._replace(currency="USD"), QUA),
+    ],
+    "a duplicate names no currency": [(order("1", "10"), ACC), (order("1", "10", **USD), DUP), (order("2", "10", **EUR), ACC)],
+    "the first payment of a key was refused": [
+        (order("1", "10", **EUR), ACC),
+        (payment("p", "5")._replace(currency="USD"), QUA),
+        (payment("p", "7")._replace(currency="EUR"), ACC),
+        (payment("p", "7"), DUP),
+        (payment("p", "5"), QUA),
+    ],
+    "the first redemption of a key was refused": [
+        (order("1", "10", **EUR), ACC),
+        (redemption("r", 5)._replace(currency="USD"), QUA),
+        (redemption("r", 7), ACC),
+        (redemption("r", 7), DUP),
+    ],
+    # [A1] what decoding refused
+    "an unreadable message": [(order("1", "10"), ACC), (Rejected("bad_json", "not JSON", None), QUA), (order("1", "10"), DUP)],
+}
+
+
+@pytest.mark.parametrize("steps", CASES.values(), ids=CASES.keys())
+def test_outcomes_and_rows_are_the_same_however_the_messages_are_batched(storage: Storage, steps: list[Step]) -> None:
+    expected = [outcome for _, outcome in steps]
+    results = []
+    for index, batches in enumerate(splits([message for message, _ in steps])):
+        name = f"org-{index}"
+        outcomes = [outcome for batch in batches for outcome in storage.receive(*in_organization(batch, name))]
+        assert outcomes == expected
+        results.append(organization_dump(storage.database, name))
+    assert results == [results[0]] * len(results)
+    assert storage.value("SELECT count(*) FROM customer WHERE head <> (SELECT count(*) FROM event WHERE customer = id)") == 0
+
+
+@pytest.mark.parametrize("steps", CASES.values(), ids=CASES.keys())
+def test_the_model_agrees_with_the_table(steps: list[Step]) -> None:
+    model = ReferenceModel(RULES)
+    assert [model.receive(message) for message, _ in steps] == [outcome for _, outcome in steps]
+
+
+TWINS = {
+    "named till": [pos("t", "10"), TWIN, cancellation("1"), cancellation("1")],
+    "anonymous till": [ANYBODY, TWIN, cancellation("1"), pos("t", "10")],
+    "two orders": [pos("t", "10"), TWIN, order("2", "10", twin="t"), cancellation("2")],
+    "on credit": [pos("t", "10", on_credit=True), TWIN, charge("1", "10"), cancellation("1")],
+}
+
+
+@pytest.mark.parametrize("messages", TWINS.values(), ids=TWINS.keys())
+def test_twins_are_one_sale_that_ends_cancelled_in_every_order_of_arrival(
+    storage: Storage, messages: list[Message]
+) -> None:
+    for index, arrival in enumerate(permutations([opened("100"), *messages])):
+        name, model = f"org-{index}", ReferenceModel(RULES)
+        arrived = in_organization(arrival, name)
+        assert storage.receive(*arrived) == [model.receive(message) for message in arrived]
+        sales = [e for e in storage.events("c1", name) if e.type in ("order.completed", "pos.transaction.completed")]
+        assert len(sales) == 1
+    storage.settle()
+    for organization_id, customer_id in storage.customers():
+        state = stored_state(storage, organization_id, customer_id)
+        assert (state["stats"]["orders"], state["stats"]["cancelled_orders"]) == (0, 1)
+        assert state["credit"]["used"] == "0.00"
+
+
+KNOWN = [
+    order("1", "10", **EUR),
+    pos("t", "10"),
+    pos("u", "10", customer_id=None),
+    payment("p", "5"),
+    opened("100"),
+    charge("2", "10"),
+    redemption("r", 5),
+    cancellation("9"),
+]
+REFUSED: dict[str, Message | Rejected] = {
+    "order, other amount": order("1", "11"),
+    "order, other customer, who is new": order("1", "10", customer_id="new"),
+    "till, other amount": pos("t", "11"),
+    "till, other customer, who is new": pos("t", "10", customer_id="new"),
+    "anonymous till, other amount": pos("u", "11"),
+    "new order that names a till sale of another amount": order("new", "11", twin="t"),
+    "new order that names a till sale of another customer": order("new", "10", twin="t", customer_id="new"),
+    "new order that names an anonymous sale of another amount": order("new", "11", twin="u"),
+    "cancelled order that names a till sale of another amount": order("9", "11", twin="t"),
+    "payment, other amount": payment("p", "6"),
+    "charge, other amount": charge("2", "11"),
+    "charge of another customer's order": charge("1", "10", customer_id="new"),
+    "redemption, other points": redemption("r", 6),
+    "other currency, everything new": order("new", "10", twin="new", customer_id="new", **USD),
+    "other currency, new payment": payment("new", "5", customer_id="new")._replace(currency="USD"),
+    "other currency, new redemption": redemption("new", 5, customer_id="new")._replace(currency="USD"),
+    "other currency, new cancellation": cancellation("new")._replace(currency="USD"),
+    "unreadable": Rejected("bad_json", "not JSON", "org-1"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED.values(), ids=REFUSED.keys())
+def test_a_quarantined_message_leaves_every_other_row_byte_identical(
+    storage: Storage, message: Message | Rejected
+) -> None:
+    storage.settle(*KNOWN)
+    before = dump(storage.database)
+    for batch in ([message], [message, message], [order("1", "10"), message]):
+        appended = storage.append(batch)
+        assert [decision.outcome for decision in appended.decisions] == [DUP if m is not message else QUA for m in batch]
+    after = dump(storage.database)
+    (row,) = after.pop("quarantine")
+    assert before.pop("quarantine") == []
+    assert 4 in row  # seen four times, kept once
+    # The duplicate rings its customer again, and nothing else was written.
+    assert len(after.pop("bell")) == len(before.pop("bell")) + 1
+    assert after == before
+
+
+def test_a_quarantined_message_rings_nobody(storage: Storage) -> None:
+    storage.receive(order("1", "10"))
+    before = dump(storage.database)["bell"]
+    assert storage.append([order("1", "11"), order("2", "10", **USD, customer_id="c2"), cancellation("3")]).bell != {}
+    storage.database.execute("DELETE FROM bell")
+    assert storage.append([order("1", "11")]).bell == {}
+    assert len(before) == 1
+    assert dump(storage.database)["bell"] == []
+
+
+def test_quarantine_keeps_each_content_once_with_a_count_and_the_times_it_was_seen(storage: Storage) -> None:
+    storage.receive(order("1", "10"))
+    bad = order("1", "11")
+    storage.append([bad, bad], NOW_US + 1)
+    storage.append([bad, order("1", "12")], NOW_US + 2)
+    sql = "SELECT seen, first_seen_us, last_seen_us, code, organization_id FROM quarantine ORDER BY seen DESC"
+    assert storage.database.query(sql) == [
+        (3, NOW_US + 1, NOW_US + 2, "conflict", "org-1"),
+        (1, NOW_US + 2, NOW_US + 2, "conflict", "org-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        Received(b"\xff\x00", "order.completed", NOW_US, "gz\x00ip"),
+        Received(b"", "order\x00.completed", NOW_US),
+        Received(b"{}", None, NOW_US, "g\u00fcip"),
+        Received("\ud800".encode("utf-8", "surrogatepass"), "\U0001f4a9" * 60, NOW_US),
+    ],
+    ids=["NUL in the encoding", "NUL in the routing key", "not ASCII", "half a surrogate pair in the body"],
+)
+def test_no_body_or_property_can_keep_a_refused_message_out_of_quarantine(storage: Storage, received: Received) -> None:
+    policy = AppendPolicy(1, "bronze")
+    batch = [Incoming(received, Rejected("bad_encoding", "not UTF-8"))]
+    assert append(storage.database, batch, policy, NOW_US).decisions[0].outcome == QUA
+    assert append(storage.database, batch, policy, NOW_US).decisions[0].outcome == QUA
+    ((body, seen),) = storage.database.query("SELECT body, seen FROM quarantine")
+    assert (bytes(body), seen) == (received.body, 2)
+
+
+def test_a_refused_command_is_answered_and_not_kept(storage: Storage) -> None:
+    storage.receive(redemption("r", 5))
+    policy = AppendPolicy(number_of(storage.database, RULES, NOW_US), "bronze")
+    decision = append(storage.database, [Incoming(None, redemption("r", 6))], policy, NOW_US).decisions[0]
+    assert decision.rejected is not None
+    assert decision.rejected.code == "conflict"
+    assert dump(storage.database)["quarantine"] == []
+
+
+def test_data_the_database_refuses_keeps_nothing_of_the_batch(storage: Storage) -> None:
+    storage.receive(order("1", "10"))
+    before = dump(storage.database)
+    with pytest.raises(DataFault):
+        storage.receive(order("2", "10"), order("3", "10")._replace(amount_minor=2**63), payment("p", "5"))
+    assert dump(storage.database) == before
+    assert storage.receive(order("2", "10")) == [ACC]
+
+
+def test_one_organizations_events_leave_every_row_of_another_identical(storage: Storage) -> None:
+    storage.settle(*KNOWN)
+    before = organization_dump(storage.database, "org-1")
+    other = [*KNOWN, *(m for m in REFUSED.values() if isinstance(m, Message)), cancellation("1"), payment("z", "9")]
+    storage.settle(*[m._replace(organization_id="org-2") for m in other])
+    assert organization_dump(storage.database, "org-1") == before
+    assert storage.events("c1", "org-2")[0].reference == "1"
+
+
+def test_a_new_customer_has_a_state_row_of_every_actor_from_the_first_event_on(storage: Storage) -> None:
+    storage.receive(payment("p", "5", customer_id="new"), order("1", "10", customer_id="other"))
+    for table in ("stats_state", "loyalty_state", "credit_state", "customer_segment"):
+        assert storage.database.query(f"SELECT customer, position FROM {table} ORDER BY 1") == [
+            (number, 0) for number in sorted([storage.number("new"), storage.number("other")])
+        ]
+
+
+def test_heads_are_the_last_positions_that_concern_each_actor(storage: Storage) -> None:
+    storage.receive(*KNOWN, cancellation("1"), cancellation("2"), order("9", "10"), payment("q", "5"))
+    rows = storage.database.query("SELECT id, head, head_stats, head_loyalty, head_credit FROM customer")
+    for number, head, *heads in rows:
+        events = storage.database.query("SELECT position, concerns FROM event WHERE customer = ? ORDER BY 1", (number,))
+        assert [position for position, _ in events] == list(range(1, head + 1))
+        last = [max((p for p, concerns in events if concerns & BIT[a]), default=0) for a in ("stats", "loyalty", "credit")]
+        assert heads == last
+    # A completion after its cancellation concerns statistics alone [A4].
+    late = next(event for event in storage.events() if event.already_cancelled)
+    assert (late.reference, late.concerns) == ("9", BIT["stats"])
+
+
+def test_a_cancellation_carries_position_channel_amount_and_time_of_its_sale(storage: Storage) -> None:
+    sold = JUNE_1_US + 3 * DAY_US
+    storage.receive(payment("p", "5"), pos("t", "12.34")._replace(occurred_at_us=sold))
+    storage.receive(order("1", "12.34", twin="t"), cancellation("1"), charge("2", "10"), cancellation("2"))
+    first, second = [event for event in storage.events() if event.type == "order.cancelled"]
+    assert (first.sale_position, first.channel, first.amount_minor, first.sale_occurred_at_us) == (2, "pos", 1234, sold)
+    assert first.occurred_at_us == JUNE_1_US
+    # Charged but never completed: there is no sale to undo, only a usage.
+    assert (second.sale_position, second.sale_occurred_at_us, second.on_credit) == (None, None, True)
+
+
+def test_a_cancellation_in_the_batch_of_its_sale_equals_one_in_a_later_batch(storage: Storage) -> None:
+    one = in_organization([order("1", "10"), order("2", "20"), cancellation("1"), cancellation("2")], "org-one")
+    storage.receive(*one)
+    for message in in_organization(one, "org-many"):
+        storage.receive(message)
+    assert organization_dump(storage.database, "org-one") == organization_dump(storage.database, "org-many")
+    assert [event.sale_position for event in storage.events("c1", "org-one")] == [None, None, 1, 2]
+
+
+BELLS: dict[str, tuple[list[Message], Message, list[str]]] = {
+    "sale": ([], order("1", "10"), ["order.completed"]),
+    "sale on credit": ([], order("1", "10", on_credit=True), ["order.completed on credit"]),
+    "till sale": ([], pos("t", "10"), ["pos.transaction.completed"]),
+    "cancellation": ([order("1", "10")], cancellation("1"), ["order.cancelled"]),
+    "cancellation of a charge": ([charge("1", "10")], cancellation("1"), ["order.cancelled on credit"]),
+    "payment": ([], payment("p", "5"), ["payment.received"]),
+    "charge": ([], charge("1", "10"), ["credit.charged"]),
+    "redemption": ([], redemption("r", 5), ["loyalty.redeemed"]),
+    "late completion": ([cancellation("1")], order("1", "10"), ["order.completed"]),
+    "second name of a sale": ([pos("t", "10", on_credit=True)], TWIN, ["order.completed on credit"]),
+    "cancellation brought along": ([pos("t", "10"), cancellation("1")], TWIN, ["order.cancelled"]),
+}
+
+
+@pytest.mark.parametrize(("before", "message", "routes"), BELLS.values(), ids=BELLS.keys())
+def test_a_message_and_every_duplicate_of_it_ring_its_customer_and_leave_a_bell_row(
+    storage: Storage, before: list[Message], message: Message, routes: list[str]
+) -> None:
+    storage.receive(*before)
+    storage.database.execute("DELETE FROM bell")
+    assert storage.append([message]).bell == {route: [storage.number()] for route in routes}
+    again = storage.append([message])
+    assert again.decisions[0].outcome == DUP
+    # A crash may have lost the first bell: the duplicate's rings at least the same actors for the same customer.
+    assert list(again.bell.values()) == [[storage.number()]]
+    assert len(storage.database.query("SELECT groups FROM bell")) == 2
+
+
+def test_a_configured_currency_is_everybodys_and_needs_no_row(database: Database) -> None:
+    storage = Storage(database, currency="EUR")
+    assert storage.receive(order("1", "10", **USD), order("1", "10"), order("2", "10", **EUR)) == [QUA, ACC, ACC]
+    assert dump(database)["organization"] == []
+
+
+def test_a_history_is_the_models_after_any_batching(storage: Storage) -> None:
+    history = [*KNOWN, cancellation("1"), TWIN, cancellation("2"), order("2", "10"), payment("q", "100"), order("9", "5")]
+    model = ReferenceModel(RULES)
+    expected = [model.receive(message) for message in history]
+    assert storage.settle(*history) == expected
+    for key in model.customers():
+        assert {"organization_id": key[0], "customer_id": key[1], **stored_state(storage, *key)} == model.state(*key, TODAY)

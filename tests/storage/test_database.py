@@ -1,0 +1,416 @@
+"""The two databases behind one interface: bulk statements, errors and whose fault they are, outages, hot query plans."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from customer_actors.domain.routing import ACTORS, STREAM_ACTORS
+from customer_actors.errors import DataFault, Outage, UsageError
+from customer_actors.settings import Settings
+from customer_actors.storage import loyalty
+from customer_actors.storage.database import Database, PostgresDatabase, SqliteDatabase, columns, open_database
+from customer_actors.storage.schema import migrate
+from customer_actors.storage.segmentation import SegmentationStore
+from tests.model.examples import order
+from tests.servers import PrivatePostgres
+from tests.storage.support import NOW_US, Storage, dump, stored_state
+
+THREADS = 8
+WRITES = 25
+"""Per thread."""
+RECONNECTS = 50
+LOADED_CUSTOMERS, EVENTS_EACH = 25_000, 2
+"""What hot queries are explained with."""
+BUNDLE: int = Settings.model_fields["bundle_size"].default
+
+THING = columns("thing", "a text, b bigint", "c text, d boolean")
+THING_KEY = columns("thing", "a text, b bigint")
+GROUP = columns("thing_group", "customer bigint", "position bigint")
+
+
+@pytest.fixture
+def things(database: Database) -> Iterator[Database]:
+    database.execute("CREATE TABLE thing (a text, b bigint, c text, d boolean, PRIMARY KEY (a, b))")
+    database.execute("CREATE TABLE thing_group (customer bigint PRIMARY KEY, position bigint, held_position bigint)")
+    yield database
+    database.execute("DROP TABLE thing")
+    database.execute("DROP TABLE thing_group")
+
+
+def all_things(database: Database) -> list[tuple[Any, ...]]:
+    return database.query("SELECT a, b, c, d FROM thing ORDER BY a, b")
+
+
+# --- bulk statements ------------------------------------------------------------------------------------------------
+
+
+def test_bulk_statements_write_and_read_the_same_on_both(things: Database) -> None:
+    with things.transaction():
+        things.insert(THING, [("x", 1, None, True), ("x", 2, "two", None), ("y", 1, "'; DROP TABLE thing --", False)])
+        assert things.insert_missing(THING_KEY, [("x", 1), ("x", 3), ("z", 1)]) == {("x", 3), ("z", 1)}
+        things.update(THING, [("x", 1, "one", False), ("x", 3, None, None), ("no", 9, "nobody", True)])
+        things.delete(THING_KEY, [("z", 1), ("no", 9)])
+    expected = [("x", 1, "one", False), ("x", 2, "two", None), ("x", 3, None, None), ("y", 1, "'; DROP TABLE thing --", False)]
+    assert all_things(things) == expected
+    keys = [("x", 2), ("no", 1), ("y", 1)]
+    assert sorted(things.select(THING, keys)) == [expected[1], expected[3]]
+    with things.transaction():
+        assert things.lock(THING, keys, "t.a, t.b") == [expected[1], expected[3]]
+    each = "SELECT {a} AS a, count(*) AS n FROM thing WHERE a = {a} AND b <= {b}"
+    assert sorted(things.for_each(THING_KEY, each, [("x", 2), ("y", 5), ("no", 1)])) == [("no", 0), ("x", 2), ("y", 1)]
+
+
+def test_nothing_to_do_is_no_statement(things: Database) -> None:
+    things.insert(THING, [])
+    things.update(THING, [])
+    things.delete(THING_KEY, [])
+    assert things.insert_missing(THING_KEY, []) == set()
+    assert things.select(THING, []) == things.lock(THING, [], "t.a") == things.for_each(THING_KEY, "SELECT {a}", []) == []
+    assert things.lock_groups(GROUP, [], "held_position IS NULL") == []
+
+
+def test_groups_are_locked_in_number_order_without_those_the_condition_leaves_out(things: Database) -> None:
+    for customer, held in [(3, None), (1, None), (2, 7)]:
+        things.execute("INSERT INTO thing_group VALUES (?, 5, ?)", (customer, held))
+    with things.transaction():
+        assert things.lock_groups(GROUP, [1, 2, 3, 99], "held_position IS NULL") == [(1, 5), (3, 5)]
+
+
+def test_locked_groups_are_left_out_by_others_and_not_waited_for(postgres_storage: Storage, migrated_url: str) -> None:
+    postgres_storage.receive(order("1", "10"), order("2", "10", customer_id="c2"))
+    numbers = sorted([postgres_storage.number(), postgres_storage.number("c2")])
+    state, other = columns("stats_state", "customer bigint", "position bigint"), open_database(migrated_url)
+    with postgres_storage.database.transaction():
+        postgres_storage.database.lock_groups(state, numbers[:1], "held_position IS NULL")
+        with other.transaction():
+            assert other.lock_groups(state, numbers, "held_position IS NULL") == [(numbers[1], 0)]
+        assert Storage(other).advance("stats", numbers).moved == {numbers[1]}
+    assert Storage(other).advance("stats", numbers).moved == {numbers[0]}
+    other.release()
+
+
+# --- transactions and errors ----------------------------------------------------------------------------------------
+
+
+def test_what_raises_inside_a_transaction_keeps_nothing_of_it(things: Database) -> None:
+    with pytest.raises(ZeroDivisionError), things.transaction():
+        things.insert(THING, [("x", 1, None, None)])
+        raise ZeroDivisionError
+    assert all_things(things) == []
+
+
+DATA_FAULTS: dict[str, Callable[[Database], object]] = {
+    "the same key": lambda database: database.insert(THING, [("x", 1, None, None), ("x", 1, None, None)]),
+    "past 64 bits": lambda database: database.insert(THING, [("x", 2**63, None, None)]),
+    "past 64 bits, alone": lambda database: database.execute("INSERT INTO thing VALUES ('x', ?, NULL, NULL)", (2**63,)),
+    "no customer": lambda database: database.execute("INSERT INTO customer (organization_id) VALUES ('o')"),
+    "a NUL": lambda database: database.insert(THING, [("x\x00", 1, None, None), ("x\x00", 1, None, None)]),
+    "half a surrogate pair": lambda database: database.insert(THING, [("\ud800", 1, None, None)]),
+}
+
+
+@pytest.mark.parametrize("work", DATA_FAULTS.values(), ids=DATA_FAULTS.keys())
+def test_what_the_data_is_guilty_of_is_a_data_fault(things: Database, work: Callable[[Database], object]) -> None:
+    with pytest.raises(DataFault), things.transaction():
+        things.insert(THING, [("before", 1, None, None)])
+        work(things)
+    assert all_things(things) == []
+
+
+def test_errors_never_carry_key_values(things: Database) -> None:
+    with pytest.raises(DataFault) as raised, things.transaction():
+        things.insert(THING, [("secret", 4711, None, None)] * 2)
+    assert "secret" not in str(raised.value)
+    assert "4711" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["a query inside a transaction", "a query"])
+def test_a_statement_that_cannot_run_is_an_outage_and_the_next_one_runs(things: Database, nested: bool) -> None:
+    def work() -> None:
+        things.insert(THING, [("x", 1, None, None)])
+        things.query("SELECT * FROM no_such_table")
+
+    if nested:
+        with pytest.raises(Outage), things.transaction():
+            work()
+    else:
+        with pytest.raises(Outage):
+            things.query("SELECT * FROM no_such_table")
+    assert all_things(things) == []
+    with things.transaction():
+        things.insert(THING, [("x", 1, None, None)])
+    assert len(all_things(things)) == 1
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+
+
+def test_a_url_opens_the_database_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, path in [
+        ("sqlite:///relative.db", tmp_path / "relative.db"),
+        (f"sqlite:///{tmp_path}/absolute.db", tmp_path / "absolute.db"),
+        (f"sqlite:///{tmp_path}/with%20space.db", tmp_path / "with space.db"),
+    ]:
+        opened = open_database(url)
+        assert isinstance(opened, SqliteDatabase)
+        opened.execute("CREATE TABLE t (a)")
+        opened.release()
+        assert path.exists()
+    for scheme in ("postgres", "postgresql"):
+        assert isinstance(open_database(f"{scheme}://user@127.0.0.1:1/name"), PostgresDatabase)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "customers.db", "mysql://h/d", "sqlite://customers.db", "sqlite:///", "sqlite:////no/such/folder/c.db", "sqlite:///a?b=c", "sqlite:///a#b"],
+)
+def test_an_address_that_names_no_database_is_refused_with_the_variable_named(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="DATABASE_URL"):
+        open_database(url)
+
+
+def test_a_database_nobody_serves_is_an_outage() -> None:
+    for work in (migrate, lambda database: database.query("SELECT 1")):
+        with pytest.raises(Outage, match="PostgreSQL"):
+            work(open_database("postgresql://postgres@127.0.0.1:1/none"))
+
+
+# --- SQLite: one writer ---------------------------------------------------------------------------------------------
+
+
+def test_threads_that_write_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/threads.db")
+    migrate(database)
+    errors: list[Exception] = []
+
+    def write(thread: int) -> None:
+        storage = Storage(database)
+        try:
+            for number in range(WRITES):
+                storage.receive(order(f"{thread}-{number}", "1"))
+                storage.advance("stats")
+        except Exception as error:
+            errors.append(error)
+        finally:
+            database.release()
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    storage = Storage(database)
+    assert stored_state(storage, "org-1", "c1")["stats"]["orders"] == THREADS * WRITES
+    database.release()
+
+
+def test_a_file_locked_by_another_process_is_an_outage_and_then_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "locked.db"
+    storage = Storage(open_database(f"sqlite:///{path}"))
+    migrate(storage.database)
+    storage.database.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Outage, match="locked"):
+        storage.receive(order("1", "10"))
+    other.rollback()
+    other.close()
+    assert storage.settle(order("1", "10")) == ["accepted"]
+    storage.database.release()
+
+
+# --- PostgreSQL: away and back --------------------------------------------------------------------------------------
+
+
+def end_connections(server: PrivatePostgres) -> None:
+    """What a failover does to everybody who is connected."""
+    connection = psycopg2.connect(server.url())
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'customer_actors'"
+            )
+    finally:
+        connection.close()
+
+
+def open_connections(server: PrivatePostgres) -> list[str]:
+    """What the service's connections are doing."""
+    connection = psycopg2.connect(server.url())
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT state FROM pg_stat_activity WHERE application_name = 'customer_actors'")
+            return [state for (state,) in cursor.fetchall()]
+    finally:
+        connection.close()
+
+
+def test_between_two_calls_no_transaction_is_open(postgres_storage: Storage, postgres: PrivatePostgres) -> None:
+    postgres_storage.settle(order("1", "10"))
+    postgres_storage.database.query("SELECT 1")
+    assert open_connections(postgres) == ["idle"]
+
+
+@pytest.mark.parametrize("how", ["connections", "fast", "immediate", "kill"])
+def test_a_database_that_goes_away_is_an_outage_and_then_the_same_object_works(
+    postgres_storage: Storage, postgres: PrivatePostgres, how: str
+) -> None:
+    storage = postgres_storage
+    storage.settle(order("1", "10"))
+    before = dump(storage.database)
+    if how == "connections":
+        end_connections(postgres)
+    elif how == "kill":
+        postgres.kill()
+    else:
+        postgres.stop("fast" if how == "fast" else "immediate")
+    with pytest.raises(Outage):
+        storage.receive(order("2", "10"))
+    if how != "connections":
+        for work in (lambda: storage.advance("stats", [1]), lambda: storage.database.query("SELECT 1")):
+            with pytest.raises(Outage):
+                work()
+        postgres.start()
+    assert dump(storage.database) == before
+    assert storage.settle(order("2", "10")) == ["accepted"]
+    assert open_connections(postgres) == ["idle"]
+
+
+def test_connections_lost_over_and_over_leave_no_others_behind(postgres_storage: Storage, postgres: PrivatePostgres) -> None:
+    database = postgres_storage.database
+    for _ in range(RECONNECTS):
+        with pytest.raises(Outage), database.transaction():
+            database.execute("SELECT 1")
+            end_connections(postgres)
+            database.execute("SELECT 1")
+        with pytest.raises(Outage), database.transaction():
+            database.query("SELECT * FROM no_such_table")
+    database.query("SELECT 1")
+    assert open_connections(postgres) == ["idle"]
+
+
+def test_an_outage_inside_a_fold_is_nobodys_fault(
+    postgres_storage: Storage, postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, whole, away = postgres_storage, loyalty.fold, [True]
+    storage.receive(order("1", "10"), order("2", "10"))
+    before = dump(storage.database)
+
+    def fold(*facts: Any) -> Any:
+        if away:
+            away.pop()
+            end_connections(postgres)
+        return whole(*facts)
+
+    monkeypatch.setattr(loyalty, "fold", fold)
+    with pytest.raises(Outage):
+        storage.advance("loyalty")
+    assert dump(storage.database) == before
+    assert storage.advance("loyalty").applied == 2
+
+
+def test_an_outage_during_a_retry_charges_no_attempt(
+    postgres_storage: Storage, postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = postgres_storage
+
+    def broken(*facts: Any) -> Any:
+        raise ValueError("broken")
+
+    def broken_and_away(*facts: Any) -> Any:
+        end_connections(postgres)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(loyalty, "fold", broken)
+    storage.settle(order("1", "10"))
+    before = dump(storage.database)
+    monkeypatch.setattr(loyalty, "fold", broken_and_away)
+    with pytest.raises(Outage):
+        storage.stores().of("loyalty").retry(storage.number(), NOW_US * 2)
+    assert dump(storage.database) == before
+
+
+# --- plans of the hot queries ---------------------------------------------------------------------------------------
+
+
+class Recorded(psycopg2.extensions.cursor):
+    """Keeps every statement as it was sent."""
+
+    statements: list[bytes]
+
+    def execute(self, query: Any, parameters: Any = None) -> None:
+        super().execute(query, parameters)
+        type(self).statements.append(self.query or b"")
+
+
+def load(database: Database) -> None:
+    """50,000 events, half of them applied, and what the planner knows of them."""
+    Storage(database).receive(order("first", "10"))
+    numbers = f"generate_series(1000001, {1_000_000 + LOADED_CUSTOMERS}) c"
+    database.execute(
+        "INSERT INTO event SELECT c, p, type, reference, channel, amount_minor, occurred_at_us, received_at_us, rules, 7, "
+        f"true, false FROM {numbers}, generate_series(1, {EVENTS_EACH}) p, event"
+    )
+    database.execute(
+        "INSERT INTO customer (id, organization_id, customer_id, head, head_stats, head_loyalty, head_credit) "
+        f"OVERRIDING SYSTEM VALUE SELECT c, 'o', c::text, 2, 2, 2, 2 FROM {numbers}"
+    )
+    for table in ("stats_state", "credit_state", "customer_segment"):
+        database.execute(f"INSERT INTO {table} (customer, position) SELECT c, 1 FROM {numbers}")
+    database.execute(f"INSERT INTO loyalty_state (customer, position, tier) SELECT c, 1, 'bronze' FROM {numbers}")
+    database.execute("ANALYZE")
+
+
+def scans(database: Database, work: Callable[[], object]) -> set[tuple[str, str]]:
+    """(table, index or kind of scan) of every query that `work` runs."""
+    connection = database.engine.connection()
+    Recorded.statements = []
+    connection.cursor_factory = Recorded
+    work()
+    connection.cursor_factory = psycopg2.extensions.cursor
+    found: set[tuple[str, str]] = set()
+    for statement in Recorded.statements:
+        if statement.startswith(b"SELECT"):
+            ((plan,),) = database.query("EXPLAIN (FORMAT JSON) " + statement.decode())
+            found |= set(_scans(plan[0]["Plan"]))
+    return found
+
+
+def _scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "Relation Name" in plan:
+        yield plan["Relation Name"], plan.get("Index Name", plan["Node Type"])
+    for part in plan.get("Plans", []):
+        yield from _scans(part)
+
+
+def test_hot_queries_read_by_primary_key_alone(postgres_url: str) -> None:
+    database, bundle = open_database(postgres_url), list(range(1_000_001, 1_000_001 + BUNDLE))
+    migrate(database)
+    load(database)
+    for actor in ACTORS:
+        store = Storage(database).stores().of(actor)
+        state = SegmentationStore.table if actor == SegmentationStore.actor else f"{actor}_state"
+        behind = scans(database, lambda: store.behind(bundle))
+        other = "stats_state" if actor == SegmentationStore.actor else "customer"
+        assert behind == {(state, f"{state}_pkey"), (other, f"{other}_pkey")}
+        if actor in STREAM_ACTORS:
+            found = scans(database, lambda: store.round(bundle, NOW_US))
+            assert found >= {(state, f"{state}_pkey"), ("event", "event_pkey")}
+            assert {how for table, how in found if table in (state, "event")} == {f"{state}_pkey", "event_pkey"}
+    database.release()
