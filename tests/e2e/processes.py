@@ -50,6 +50,10 @@ class Process:
         self._process.terminate()
         return self._process.wait(timeout=20)
 
+    def wait(self) -> int:
+        """The exit code of a process that ends by itself."""
+        return self._process.wait(timeout=60)
+
     def logged(self) -> str:
         return self.log.read_text(errors="replace")
 

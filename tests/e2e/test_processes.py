@@ -1,0 +1,93 @@
+"""The processes as the Procfile names them: together under honcho, alone on a wrong schema, and at their end."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customer_actors.ingest.publish import publish
+from customer_actors.settings import load_settings
+from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.schema import migrate
+from customer_actors.storage.views import customer_view
+from tests.e2e.processes import BIN, INGEST, SCHEDULER, WORKERS, Process, running, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+MINIMAL = [
+    ("order.completed", b'{"data": {"customer_id": "C1", "order_id": "O1", "total_amount": 49.90}}'),
+    ("order.completed", b'{"data": {"customer_id": "C1", "order_id": "O2", "total_amount": 100}}'),
+    ("order.cancelled", b'{"data": {"order_id": "O2"}}'),
+    (
+        "pos.transaction.completed",
+        b'{"data": {"customer_id": "C1", "transaction_id": "T1", "totals": {"total_amount": 12.5}}}',
+    ),
+    ("payment.received", b'{"data": {"customer_id": "C1", "amount": 20, "payment_reference": "P1"}}'),
+]
+"""Only the fields that the source contract reads: no event, no event_id, no organization."""
+
+
+def view(database: Database) -> dict[str, Any]:
+    rules = load_settings({}).rules()
+    return customer_view(database, rules, "default", "C1") or {}
+
+
+def test_minimal_payloads_reach_all_four_states_through_the_procfile(
+    postgres_url: str, rabbitmq_url: str, tmp_path: Path
+) -> None:
+    env = {
+        "DATABASE_URL": postgres_url,
+        "RABBITMQ_URL": rabbitmq_url,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    database = open_database(postgres_url)
+    migrate(database)
+    honcho = (str(BIN / "honcho"), "--procfile", str(ROOT / "Procfile"), "--app-root", str(ROOT), "start")
+    with running(tmp_path, env, honcho=honcho) as processes:
+        wait_until(lambda: processes["honcho"].logged().count('"consuming"') == 3, 60)
+        assert publish(rabbitmq_url, MINIMAL).confirmed == len(MINIMAL)
+        wait_until(lambda: (segment := view(database).get("segment")) is not None and segment["frequency"] == 2, 60)
+        wait_until(lambda: view(database)["stats"]["cancelled_orders"] == 1, 60)
+        wait_until(lambda: view(database)["credit"] is not None, 60)
+        state = view(database)
+        assert state["position"] == 5
+        assert state["stats"]["by_channel"] == {"order": 1, "pos": 1}
+        assert state["stats"]["total_spent"] == "62.40"
+        assert state["loyalty"]["points_balance"] == 49 + 12
+        assert state["credit"]["suspense"] == "20.00"
+        assert "scheduler" in processes["honcho"].logged()
+        processes["honcho"].terminate()
+    database.release()
+
+
+@pytest.mark.parametrize("command", [INGEST, WORKERS, SCHEDULER], ids=["ingest", "worker", "scheduler"])
+def test_a_process_refuses_an_old_schema_and_says_the_command(
+    postgres_url: str, rabbitmq_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url}
+    with running(tmp_path, env, it=command) as processes:
+        assert processes["it"].wait() == 2
+        assert "customer-actors migrate" in processes["it"].logged()
+        assert "Traceback" not in processes["it"].logged()
+
+
+READY = {"ingest": "consuming", "worker": "ready for action", "scheduler": "event"}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("ingest", INGEST), ("worker", WORKERS), ("scheduler", SCHEDULER)],
+    ids=lambda each: str(each)[:9],
+)
+def test_sigterm_ends_a_process_with_success(
+    postgres_url: str, rabbitmq_url: str, tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    database = open_database(postgres_url)
+    migrate(database)
+    database.release()
+    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url}
+    with running(tmp_path, env, it=command) as processes:
+        process: Process = processes["it"]
+        wait_until(lambda: READY[name] in process.logged(), 60)
+        assert process.terminate() == 0
