@@ -53,7 +53,7 @@ class Service(NamedTuple):
     clock: Callable[[], int] = now_us
 
 
-def service(settings: Settings, database: Database) -> Service:
+def make_service(settings: Settings, database: Database) -> Service:
     """The service of these settings; the schema must be current."""
     intake = Intake(database, policies(settings, database, now_us()), lambda _: None, now_us)
     return Service(intake, Stores(database, settings.rules(), settings.round_events))

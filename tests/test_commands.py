@@ -10,7 +10,7 @@ import pytest
 
 from customer_actors import commands
 from customer_actors.actors.pipeline import now_us
-from customer_actors.commands import CommandResult, Service, charge_credit, open_credit, redeem_points, service
+from customer_actors.commands import CommandResult, Service, charge_credit, make_service, open_credit, redeem_points
 from customer_actors.domain.envelope import Received
 from customer_actors.errors import UsageError
 from customer_actors.settings import load_settings
@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def asking(url: str) -> Iterator[Service]:
     database = open_database(url)
     migrate(database)
-    yield service(load_settings({"DATABASE_URL": url}), database)
+    yield make_service(load_settings({"DATABASE_URL": url}), database)
     database.release()
 
 
@@ -200,7 +200,7 @@ def test_a_request_waits_for_a_worker_that_has_its_customer_just_now(
 ) -> None:
     worker, database = open_database(postgres_url), open_database(postgres_url)
     migrate(database)
-    asking = service(load_settings({"DATABASE_URL": postgres_url}), database)
+    asking = make_service(load_settings({"DATABASE_URL": postgres_url}), database)
     receive(asking, order("O1", amount="150.00"))
     locked, go_on = threading.Event(), threading.Event()
 
@@ -231,11 +231,11 @@ def test_any_number_of_processes_redeem_no_more_than_there_is(url: str) -> None:
     database = open_database(url)
     migrate(database)
     settings = load_settings({"DATABASE_URL": url})
-    receive(service(settings, database), order("O1", amount="55.00"))
+    receive(make_service(settings, database), order("O1", amount="55.00"))
 
     def ask(number: int) -> str:
         try:
-            return redeem_points(service(settings, database), ORG, CUSTOMER, 10, f"V{number}").outcome
+            return redeem_points(make_service(settings, database), ORG, CUSTOMER, 10, f"V{number}").outcome
         finally:
             database.release()
 

@@ -17,7 +17,7 @@ from customer_actors.cli.common import (
     printable,
     settings_for_command,
 )
-from customer_actors.commands import CommandResult, Service, charge_credit, open_credit, redeem_points, service
+from customer_actors.commands import CommandResult, Service, charge_credit, make_service, open_credit, redeem_points
 from customer_actors.domain.money import minor_units
 from customer_actors.errors import UsageError
 from customer_actors.settings import Settings
@@ -108,7 +108,7 @@ VERBS = (credit, loyalty)
 @contextmanager
 def _service(settings: Settings) -> Iterator[Service]:
     with opened(settings) as database:
-        yield service(settings, database)
+        yield make_service(settings, database)
 
 
 def _amount(name: str, text: str, settings: Settings) -> int:

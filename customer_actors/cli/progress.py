@@ -21,12 +21,17 @@ _COUNT_SHARE: Final = 20
 def shown(service: Embedded) -> Iterator[Watch]:
     """Show lines, lines per second and customers waiting, as the `Watch` that comes out is told."""
     state = _State(service.waiting)
+    last = Progress(0, True)
     with display() as show:
 
         def watch(progress: Progress) -> None:
+            nonlocal last
+            last = progress
             show(state.text(progress))
 
         yield watch
+        state.count_again()
+        watch(last)
 
 
 def display() -> AbstractContextManager[Callable[[str], None]]:
@@ -37,23 +42,26 @@ def display() -> AbstractContextManager[Callable[[str], None]]:
 class _State:
     """The text of one line of progress."""
 
-    def __init__(self, waiting: Callable[[], int], monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, waiting: Callable[[], int]) -> None:
         self._count = waiting
-        self._monotonic = monotonic
-        self._started = monotonic()
+        self._started = time.monotonic()
         self._read_s = 0.0
         self._waiting = 0
         self._count_at = 0.0
 
     def text(self, progress: Progress) -> str:
-        now = self._monotonic()
+        now = time.monotonic()
         if progress.reading:
             self._read_s = now - self._started
         if now >= self._count_at:
             self._look()
-            self._count_at = now + max(_COUNT_EVERY_S, _COUNT_SHARE * (self._monotonic() - now))
+            self._count_at = now + max(_COUNT_EVERY_S, _COUNT_SHARE * (time.monotonic() - now))
         rate = progress.lines / self._read_s if self._read_s else 0.0
         return f"{progress.lines:,} lines, {rate:,.0f} lines/s, {self._waiting:,} customers waiting"
+
+    def count_again(self) -> None:
+        """Count at once, however short ago that was."""
+        self._count_at = 0.0
 
     def _look(self) -> None:
         with suppress(Outage):  # whoever does the work says so; the number is only old

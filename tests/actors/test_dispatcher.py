@@ -15,7 +15,12 @@ sizes = st.integers(1, 50)
 
 
 def test_a_small_bell_is_one_message_per_actor_that_is_concerned() -> None:
-    bell = {"order.completed": [3, 5], "order.completed on credit": [4], "payment.received": [5, 9], "loyalty.redeemed": [7]}
+    bell = {
+        "order.completed": [3, 5],
+        "order.completed on credit": [4],
+        "payment.received": [5, 9],
+        "loyalty.redeemed": [7],
+    }
     assert dict(plan(bell, 200)) == {"stats": [3, 4, 5], "loyalty": [3, 4, 5, 7], "credit": [4, 5, 9]}
     assert len(list(plan(bell, 200))) == 3
 

@@ -17,9 +17,11 @@ from customer_actors.actors.broker import make_broker
 from customer_actors.actors.pipeline import Pipeline, now_us
 from customer_actors.actors.sweeper import Sweeper
 from customer_actors.domain.events import Event
+from customer_actors.domain.loyalty import fold as loyalty_fold
 from customer_actors.domain.routing import ACTORS
 from customer_actors.errors import Outage
 from customer_actors.groups import failure
+from customer_actors.groups.advance import advance
 from customer_actors.storage import loyalty
 from customer_actors.storage.holds import next_try_of
 from customer_actors.storage.overdue import all_behind
@@ -27,13 +29,15 @@ from tests.model.examples import cancellation, opened, order, payment
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
 from tests.storage.support import NOW_US, Storage
-from tests.storage.test_database import end_connections
+from tests.storage.test_outage import end_connections
 
 THREADS = 4
 CROWD = 24
 """Customers of a bad deploy: enough for a mass failure."""
 
 Broken = Callable[[Event], None]
+
+WAITING = "SELECT head_loyalty - position FROM customer JOIN loyalty_state ON customer = id WHERE customer_id = ?"
 
 
 class Seen(dramatiq.Middleware):
@@ -89,7 +93,7 @@ def running(
 @pytest.fixture
 def break_loyalty(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broken], None]:
     """Lets something happen before every fold of loyalty."""
-    whole = loyalty.fold
+    whole = loyalty_fold
 
     def break_(before: Broken) -> None:
         def fold(state: Any, event: Event, *facts: Any) -> Any:
@@ -114,7 +118,9 @@ def held(storage: Storage) -> list[tuple[Any, ...]]:
 
 def test_a_bell_brings_every_actor_to_the_head_segmentation_after_statistics(storage: Storage) -> None:
     with running(storage) as service:
-        service.take(opened("100"), order("1", "10", on_credit=True), payment("p", "5"), order("2", "10", customer_id="c2"))
+        service.take(
+            opened("100"), order("1", "10", on_credit=True), payment("p", "5"), order("2", "10", customer_id="c2")
+        )
         wait_until(service.idle)
         assert service.through()
         assert storage.value("SELECT count(*) FROM customer_segment WHERE code IS NOT NULL") == 2
@@ -151,15 +157,16 @@ def test_a_held_customer_is_tried_again_by_retries_and_nobody_waits_for_it(
         wait_until(lambda: [row[3] >= 3 for row in held(storage)] == [True])
         for after in ("4", "5"):
             service.take(order(after, "10", customer_id="c2"), order(f"{after}-held", "10"))
-            head = "SELECT head_loyalty - position FROM customer JOIN loyalty_state ON customer = id WHERE customer_id = 'c2'"
-            wait_until(lambda: storage.value(head) == 0)
+            wait_until(lambda: storage.value(WAITING, "c2") == 0)
             assert [row[:3] for row in held(storage)] == [("loyalty", number, 1)]
         broken = False
         wait_until(service.idle)
         assert (service.through(), held(storage)) == (True, [])
     assert ("held", dramatiq.Retry) in service.seen.processed
     assert {actor for actor, raised in service.seen.processed if raised} == {"held"}
-    points = storage.database.query("SELECT position, points FROM loyalty_entry WHERE customer = ? ORDER BY 1", (number,))
+    points = storage.database.query(
+        "SELECT position, points FROM loyalty_entry WHERE customer = ? ORDER BY 1", (number,)
+    )
     assert points == [(1, 10), (2, 10), (3, 10), (4, 10)]
     (line,) = [entry for entry in logs if entry["event"] == "held"]
     assert line["error"] == "ValueError"
@@ -241,7 +248,7 @@ def test_an_outage_tries_the_bundle_again_and_charges_nobody(
 
 
 def test_time_used_up_rings_the_actor_itself_for_the_rest(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "advance", partial(pipeline_module.advance, budget_s=-1))
+    monkeypatch.setattr(pipeline_module, "advance", partial(advance, budget_s=-1))
     with running(storage, round_events=1) as service:
         service.take(*(order(str(number), "10") for number in range(7)))
         wait_until(service.idle)
@@ -253,7 +260,7 @@ class Away(StubBroker):
     """Takes declarations, refuses messages."""
 
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
-        raise ConnectionClosed("away")
+        raise ConnectionClosed("away")  # type: ignore[no-untyped-call]
 
 
 def test_a_broker_that_is_away_costs_no_error_and_the_bell_row_stays(storage: Storage) -> None:
@@ -283,11 +290,19 @@ def test_start_up_rings_whoever_waits_whatever_became_of_the_bell(storage: Stora
         wait_until(service.through)
 
 
+MALFORMED: dict[str, tuple[Any, ...]] = {
+    "dispatcher": ({"no.such.type": [1]},),
+    "stats": ("x",),
+    "loyalty": (),
+    "held": (1,),
+}
+
+
 def test_malformed_internal_messages_take_no_thread_away(storage: Storage) -> None:
     with running(storage) as service:
         for number in range(2 * THREADS):
-            for name, arguments in [("stats", ("x",)), ("loyalty", ()), ("dispatcher", ({"no.such.type": [1]},)), ("held", (1,))]:
-                message = dramatiq.Message(name, name, arguments, {}, {"number": number})
+            for name, arguments in MALFORMED.items():
+                message: dramatiq.Message[Any] = dramatiq.Message(name, name, arguments, {}, {"number": number})
                 service.broker.enqueue(message)
         service.take(order("1", "10"))
         wait_until(service.through)

@@ -12,7 +12,7 @@ import pytest
 from customer_actors.cli.feeding import routing_key_of
 from customer_actors.domain.envelope import MAX_BODY_BYTES
 from customer_actors.ingest.topology import SOURCES, declare
-from tests.cli.running import NOBODY_LISTENS, PROGRAM, file_of, invoke, order, wait_until
+from tests.cli.running import NOBODY_LISTENS, PROGRAM, file_of, invoke, order
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +33,14 @@ def received(broker: pika.BlockingConnection, queue: str, number: int) -> list[t
     """Routing keys and bodies of the first messages of a queue."""
     found: list[tuple[str, bytes]] = []
     with broker.channel() as channel:
-
-        def enough() -> bool:
-            method, _, body = channel.basic_get(queue, auto_ack=True)
-            if method is not None:
-                found.append((str(method.routing_key), body or b""))
-            return len(found) == number
-
-        wait_until(enough)
+        channel.basic_qos(prefetch_count=1)
+        for method, _, body in channel.consume(queue, inactivity_timeout=20):
+            assert method is not None, f"{queue} held {len(found)} messages"
+            assert method.delivery_tag is not None
+            channel.basic_ack(method.delivery_tag)
+            found.append((str(method.routing_key), body or b""))
+            if len(found) == number:
+                break
     return found
 
 

@@ -225,6 +225,22 @@ def test_a_signal_ends_a_silent_pipe_within_four_seconds_and_keeps_what_was_comm
     assert orders_of(url, "C1") == 1
 
 
+def test_a_signal_ends_it_within_four_seconds_although_another_process_locks_the_file(
+    folder: Path, env: dict[str, str], url: str
+) -> None:
+    with started("run", "-", env=env, folder=folder) as process, opened(url) as other:
+        assert process.stdin is not None
+        process.stdin.write(order("O1").encode())
+        process.stdin.flush()
+        wait_until(lambda: orders_of(url, "C1") == 1)
+        with other.transaction():
+            process.stdin.write(order("O2").encode())
+            process.stdin.flush()
+            exit_code, seconds = ended_by(process, signal.SIGTERM)
+    assert exit_code == 143
+    assert seconds < 4
+
+
 def test_a_stopped_run_goes_on_where_it_was(
     folder: Path, env: dict[str, str], url: str, shop_file: str, undisturbed: object
 ) -> None:

@@ -16,7 +16,7 @@ import pika
 import pytest
 import structlog
 
-from customer_actors.cli import services
+from customer_actors.cli.services import report
 from customer_actors.domain.events import Outcome
 from customer_actors.ingest.publish import publish
 from customer_actors.process import Stop
@@ -92,10 +92,10 @@ def test_what_is_published_stands_in_the_streams_and_no_id_in_the_log(start: Sta
 
 
 def test_what_was_committed_is_logged_as_counts_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "REPORT_EVERY_S", 0.01)
+    monkeypatch.setattr("customer_actors.cli.services.REPORT_EVERY_S", 0.01)
     outcomes, stop = Counter({Outcome.ACCEPTED: 3}), Stop()
     with structlog.testing.capture_logs() as logged:
-        reporter = threading.Thread(target=services.report, args=(outcomes, stop))
+        reporter = threading.Thread(target=report, args=(outcomes, stop))
         reporter.start()
         wait_until(lambda: len(logged) == 1)
         outcomes.update({Outcome.ACCEPTED: 1, Outcome.DUPLICATE: 2})

@@ -75,9 +75,9 @@ class Memory:
         return self
 
     def fold(self, event: Event) -> None:
-        if tuple(event) in self.bad:
+        if (event.customer, event.position) in self.bad:
             raise ValueError(f"event {event.position}")
-        self.folded.append(tuple(event))
+        self.folded.append((event.customer, event.position))
 
     def save(self, positions: dict[int, int], holds: Sequence[Hold]) -> None:
         assert self.open
@@ -242,13 +242,13 @@ def test_an_interrupt_is_no_failure_of_the_event(stop: type[BaseException]) -> N
     assert memory.held == {}
 
 
-class Mute(Exception):
+class MuteError(Exception):
     def __str__(self) -> str:
         raise RuntimeError
 
 
 def test_a_hold_keeps_a_bounded_text_that_every_database_can_store() -> None:
-    for error in (ValueError("x" * 9_000), ValueError("a\0b"), ValueError("half \ud800"), Mute(), ValueError()):
+    for error in (ValueError("x" * 9_000), ValueError("a\0b"), ValueError("half \ud800"), MuteError(), ValueError()):
         hold = Hold.of(1, 2, error)
         for text, limit in ((hold.error, ERROR_LIMIT), (hold.traceback, TRACEBACK_LIMIT)):
             assert 0 < len(text) <= limit

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import combinations
-from typing import Any
+from itertools import combinations, pairwise
+from typing import Any, TypeVar
 
 from customer_actors.domain.envelope import Received
 from customer_actors.domain.events import Event, Message, Outcome, Rejected, from_us
@@ -23,6 +23,9 @@ from tests.model.reference import State
 NOW_US = JUNE_1_US + 10 * DAY_US
 TODAY: date = from_us(NOW_US).date()
 RULES = Rules(timezone="Europe/Berlin")
+
+Item = TypeVar("Item")
+Sent = TypeVar("Sent", Message, Message | Rejected)
 
 Dump = dict[str, list[Row]]
 """Table -> rows, sorted."""
@@ -93,19 +96,19 @@ class Storage:
         return [Event._make(row) for row in self.database.query(sql, (self.number(customer_id, organization_id),))]
 
     def customers(self) -> list[tuple[str, str]]:
-        return [(o, c) for o, c in self.database.query("SELECT organization_id, customer_id FROM customer ORDER BY 1, 2")]
+        return self.database.query("SELECT organization_id, customer_id FROM customer ORDER BY 1, 2")
 
 
-def splits(messages: Sequence[Message | Rejected]) -> Iterator[list[Sequence[Message | Rejected]]]:
+def splits(messages: Sequence[Item]) -> Iterator[list[Sequence[Item]]]:
     """Every way to cut the messages into batches, the whole as one batch first."""
     inner = range(1, len(messages))
     for count in range(len(messages)):
         for cuts in combinations(inner, count):
-            bounds = [0, *cuts, len(messages)]
-            yield [messages[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+            bounds: list[int] = [0, *cuts, len(messages)]
+            yield [messages[start:end] for start, end in pairwise(bounds)]
 
 
-def in_organization(messages: Iterable[Message | Rejected], organization_id: str) -> list[Message | Rejected]:
+def in_organization(messages: Iterable[Sent], organization_id: str) -> list[Sent]:
     """The same messages, sent by another organization."""
     return [message._replace(organization_id=organization_id) for message in messages]
 
@@ -123,13 +126,13 @@ def organization_dump(database: Database, organization_id: str) -> Dump:
         if "organization_id" in names:
             sql, leading = f"SELECT t.* FROM {table} t WHERE t.organization_id = ?", []
         elif names[0] == "customer":
-            sql = f"SELECT c.customer_id, t.* FROM {table} t JOIN customer c ON c.id = t.customer WHERE c.organization_id = ?"
-            leading = ["name"]
+            join = f"{table} t JOIN customer c ON c.id = t.customer"
+            sql, leading = f"SELECT c.customer_id, t.* FROM {join} WHERE c.organization_id = ?", ["name"]
         else:
             continue
         kept = [i for i, name in enumerate([*leading, *names]) if name not in ("id", "customer", "digest")]
-        rows = [tuple(_nameless(row[i], organization_id) for i in kept) for row in _rows(database, sql, organization_id)[1]]
-        result[table] = sorted(rows, key=repr)
+        rows = _rows(database, sql, organization_id)[1]
+        result[table] = sorted((tuple(_nameless(row[i], organization_id) for i in kept) for row in rows), key=repr)
     return result
 
 

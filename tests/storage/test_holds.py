@@ -105,7 +105,9 @@ def test_an_event_that_raises_holds_its_customer_for_that_actor_alone(
 
 
 @ON_STREAM_ACTORS
-def test_successors_wait_behind_a_hold_and_other_customers_go_on(storage: Storage, break_fold: Break, actor: str) -> None:
+def test_successors_wait_behind_a_hold_and_other_customers_go_on(
+    storage: Storage, break_fold: Break, actor: str
+) -> None:
     break_fold(actor, "bad")
     storage.settle(*sales("bad"))
     before = position(storage, actor)
@@ -223,7 +225,10 @@ def test_an_event_of_unknown_rules_holds_its_customer_alone(storage: Storage) ->
     assert [row[0] for row in held(storage)] == ["credit", "loyalty"]
 
 
-@pytest.mark.parametrize("text", ["a \x00 in the text", "half a pair \ud800", "\x1b[31m" + "x" * 9_000], ids=["NUL", "surrogate", "long"])
+HOSTILE = {"NUL": "a \x00 in the text", "surrogate": "half a pair \ud800", "long": "\x1b[31m" + "x" * 9_000}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_whatever_an_error_says_it_holds_its_customer_alone(storage: Storage, break_fold: Break, text: str) -> None:
     break_fold("loyalty", "bad", error=ValueError(text))
     storage.settle(*sales("1", "bad"), *sales("2", customer_id="c2"))
@@ -231,7 +236,7 @@ def test_whatever_an_error_says_it_holds_its_customer_alone(storage: Storage, br
     assert storage.value("SELECT error FROM held_group").startswith("ValueError: ")
 
 
-class Mute(Exception):
+class MuteError(Exception):
     """An error that cannot even say what is wrong."""
 
     def __str__(self) -> str:
@@ -239,7 +244,7 @@ class Mute(Exception):
 
 
 def test_an_error_without_a_text_holds_its_customer_alone(storage: Storage, break_fold: Break) -> None:
-    break_fold("loyalty", "bad", error=Mute())
+    break_fold("loyalty", "bad", error=MuteError())
     storage.settle(*sales("1", "bad"), *sales("2", customer_id="c2"))
     assert (position(storage, "loyalty"), position(storage, "loyalty", "c2")) == ((1, 2), (1, None))
 
@@ -247,7 +252,7 @@ def test_an_error_without_a_text_holds_its_customer_alone(storage: Storage, brea
 def test_data_the_database_refuses_holds_its_customer_alone(database: Database) -> None:
     """Points past 64 bits: the fold is content, the column is not [G6]."""
     tiers = (DEFAULT_TIERS[0].model_copy(update={"multiplier": Decimal(1000)}),)
-    storage = Storage(database, Rules(points_per_unit=1_000_000, tiers=tiers))
+    storage = Storage(database, Rules(points_per_unit=Decimal(1_000_000), tiers=tiers))
     huge = order("2", "9" * 11)
     storage.receive(order("1", "10"), huge, order("3", "10", customer_id="c2"))
     report = storage.advance("loyalty")

@@ -81,7 +81,9 @@ def test_an_empty_database_is_refused_with_the_command_named(empty: Database) ->
 
 def test_an_old_schema_is_refused_until_it_is_migrated(empty: Database, shipped: Path) -> None:
     migrate(empty)
-    (shipped / "9001_more.py").write_text("def up(migrator, db):\n    db.execute_sql('CREATE TABLE more (a integer)')\n")
+    (shipped / "9001_more.py").write_text(
+        "def up(migrator, db):\n    db.execute_sql('CREATE TABLE more (a integer)')\n"
+    )
     with pytest.raises(UsageError, match=r"old.*9001_more.*customer-actors migrate"):
         require_current(empty)
     assert pending(empty) == ["9001_more"]
@@ -98,7 +100,9 @@ def test_a_newer_schema_is_refused(empty: Database, shipped: Path) -> None:
         require_current(empty)
 
 
-def test_an_installation_without_migrations_says_so_and_is_not_taken_for_current(empty: Database, shipped: Path) -> None:
+def test_an_installation_without_migrations_says_so_and_is_not_taken_for_current(
+    empty: Database, shipped: Path
+) -> None:
     for path in shipped.iterdir():
         path.unlink()
     for work in (migrate, pending, require_current):
@@ -112,7 +116,9 @@ def test_a_migration_that_fails_leaves_nothing_of_itself_and_no_lock_behind(
     migrate(empty)
     broken = shipped / "9001_broken.py"
     broken.write_text(
-        "def up(migrator, db):\n    db.execute_sql('CREATE TABLE half (a integer)')\n    db.execute_sql('no SQL at all')\n"
+        "def up(migrator, db):\n"
+        "    db.execute_sql('CREATE TABLE half (a integer)')\n"
+        "    db.execute_sql('no SQL at all')\n"
     )
     before = tables(empty)
     with pytest.raises(Outage):
