@@ -28,7 +28,8 @@ class Sale:
     amount_minor: int | None = None
     """None until a completion was seen (a tombstone or a charge alone has none)."""
     sold_channel: str | None = None
-    """Channel of the first message that named a customer [A5]; None while nobody did."""
+    """Channel of the first message that named a customer [A5], and its id; None while nobody did."""
+    sold_reference: str | None = None
     position: int | None = None
     """Where the sale stands in its customer's stream."""
     occurred_at_us: int | None = None
@@ -191,7 +192,8 @@ def _pos_completed(message: Message, registry: Registry) -> Decision:
 def _found_sale(message: Message, named: Sale, sale: Sale, customer_id: str) -> Decision:
     """The first message that names the customer of a sale: it enters the stream and founds the sale [A4, A5]."""
     channel = named.channel
-    sale.customer_id, sale.amount_minor, sale.sold_channel = customer_id, message.amount_minor, channel
+    sale.customer_id, sale.amount_minor = customer_id, message.amount_minor
+    sale.sold_channel, sale.sold_reference = channel, named.reference
     sale.occurred_at_us = message.occurred_at_us
     credit_event = message.on_credit and not sale.cancelled
     sale.on_credit = sale.on_credit or credit_event

@@ -166,8 +166,8 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
     """A charge is a request, so it can be refused [C4]."""
     if event.already_cancelled:
         return Result(account, refused="the order was cancelled before")
-    # The order may be one with a POS sale that was sold on credit, under another reference [A5].
-    if ledger.knows(*_sale_of(event)) or event.sale_position in ledger.usages:
+    # The order may be one with a sale that used credit under another id [A5].
+    if event.sale_position in ledger.usages or any(ledger.knows(*name) for name in names_of(event)):
         return Result(account, duplicate=True)
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
@@ -285,12 +285,17 @@ def _over_limit(account: Account, amount_minor: int) -> bool:
 
 
 def _ends(event: Event, usage: Usage) -> bool:
-    """Whether a cancellation ends a usage: that of the sale it names, or of a charge of its order.
+    """Whether a cancellation ends a usage: that of the sale it names, or of a charge of its order [C5]."""
+    named = usage.position == event.sale_position or (usage.channel, usage.reference) in names_of(event)
+    return usage.cancelled_position is None and named
 
-    Never by comparing ids with a POS sale: an order and a POS transaction may have the same id [A4].
-    """
-    of_order = usage.channel == Channel.ORDER and usage.reference == event.reference
-    return usage.cancelled_position is None and (of_order or usage.position == event.sale_position)
+
+def names_of(event: Event) -> list[tuple[str, str]]:
+    """(channel, reference) under which a charged or cancelled order may have used credit [A5], never across [A4]."""
+    names = [(Channel.ORDER.value, event.reference)]
+    if event.sale_reference is not None:
+        names.append((event.channel or Channel.ORDER.value, event.sale_reference))
+    return names
 
 
 def _detail(event: Event) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Event(NamedTuple):
     order_id: str | None
     """Payment: the open order it names [C2]."""
     detail: str | None
+    sale_reference: str | None = None
+    """Cancellation or charge: the id under which that sale was made, maybe another than the order's [A5]."""
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
-from customer_actors.domain.credit import Account, Ledger, Payment, Result, Usage, fold
+from customer_actors.domain.credit import Account, Ledger, Payment, Result, Usage, fold, names_of
 from customer_actors.domain.events import Channel, Event, EventType
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.telling import (
@@ -90,7 +90,7 @@ class CreditTeller:
     def _ledger(self, event: Event) -> Ledger:
         match event.type:
             case EventType.ORDER_COMPLETED | EventType.POS_COMPLETED | EventType.CREDIT_CHARGED:
-                same_sale = {self._by_sale.get((event.channel or _ORDER, event.reference)), event.sale_position}
+                same_sale = {self._by_sale.get((event.channel or _ORDER, event.reference)), *self._named(event)}
                 return self._picked(same_sale & self.usages.keys(), self._money_for(event.amount_minor))
             case EventType.PAYMENT_RECEIVED:
                 return self._picked(self._reached_by(event.amount_minor, (event.order_id,)))
@@ -103,14 +103,18 @@ class CreditTeller:
 
     def _ledger_of_cancellation(self, event: Event) -> Ledger:
         """The usages it ends, the money that paid them, and what that money reaches next [C5]."""
-        named = {event.sale_position, self._by_sale.get((_ORDER, event.reference))}
-        ended = {position for position in named if position in self.usages}
+        ended = {position for position in self._named(event) if position in self.usages}
         allocated = {(paid, usage): net for usage in ended for paid, net in self._paid_by.get(usage, Counter()).items()}
         payments = {payment for payment, _ in allocated}
         orders = {self.payments[payment].order_id for payment in payments}
         ledger = self._picked(ended | self._reached_by(sum(allocated.values()), orders, ended), payments)
         ledger.allocated = allocated
         return ledger
+
+    def _named(self, event: Event) -> set[int]:
+        """The usages of the sale that a charge or a cancellation refers to, under any of its names."""
+        found = (event.sale_position, *(self._by_sale.get(name) for name in names_of(event)))
+        return {position for position in found if position is not None}
 
     def _picked(self, usages: Iterable[int | None], payments: Iterable[int] = ()) -> Ledger:
         return Ledger(

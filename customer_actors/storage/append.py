@@ -20,8 +20,8 @@ SALE_KEY = columns("sale", "organization_id text, channel text, reference text")
 SALE = columns(
     "sale",
     "organization_id text, channel text, reference text",
-    "customer_id text, amount_minor bigint, sold_channel text, position bigint, occurred_at_us bigint, "
-    "on_credit boolean, cancelled boolean, alias text, charged_minor bigint",
+    "customer_id text, amount_minor bigint, sold_channel text, sold_reference text, position bigint, "
+    "occurred_at_us bigint, on_credit boolean, cancelled boolean, alias text, charged_minor bigint",
 )
 PAYMENT = columns("payment_key", "organization_id text, customer_id text, reference text", "amount_minor bigint")
 REDEMPTION = columns("command_key", "organization_id text, reference text", "customer_id text, points bigint")
@@ -39,7 +39,7 @@ EVENT = columns(
     "customer bigint, position bigint",
     "type text, reference text, channel text, amount_minor bigint, occurred_at_us bigint, received_at_us bigint, "
     "rules int, concerns int, on_credit boolean, already_cancelled boolean, sale_position bigint, "
-    "sale_occurred_at_us bigint, order_id text, detail text",
+    "sale_occurred_at_us bigint, order_id text, detail text, sale_reference text",
 )
 PAYLOAD = columns("event_payload", "customer bigint, position bigint", "payload text")
 STATE_KEYS = tuple(columns(table, "customer bigint") for table in ("stats_state", "credit_state", "customer_segment"))
@@ -196,6 +196,7 @@ def _sale_row(sale: Sale) -> Row:
         sale.customer_id,
         sale.amount_minor,
         sale.sold_channel,
+        sale.sold_reference,
         sale.position,
         sale.occurred_at_us,
         sale.on_credit,
@@ -238,12 +239,9 @@ def _event(draft: Draft, head: list[int], rules: int) -> Event:
     for slot, actor in ((2, STATS), (3, LOYALTY), (4, CREDIT)):
         if concerns & BIT[actor]:
             head[slot] = position
-    sale_position = sale_occurred_at_us = None
+    of = None if draft.founds_sale else sale
     if draft.founds_sale and sale is not None:
         sale.position = position
-    elif sale is not None:
-        sale_position = sale.position
-        sale_occurred_at_us = sale.occurred_at_us if sale.position is not None else None
     return Event(
         customer=head[0],
         position=position,
@@ -257,10 +255,11 @@ def _event(draft: Draft, head: list[int], rules: int) -> Event:
         concerns=concerns,
         on_credit=draft.on_credit,
         already_cancelled=draft.already_cancelled,
-        sale_position=sale_position,
-        sale_occurred_at_us=sale_occurred_at_us,
+        sale_position=of.position if of else None,
+        sale_occurred_at_us=of.occurred_at_us if of and of.position is not None else None,
         order_id=message.order_id,
         detail=message.detail,
+        sale_reference=of.sold_reference if of and of.sold_channel == draft.channel else None,
     )
 
 

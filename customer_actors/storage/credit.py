@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from customer_actors.domain import routing
-from customer_actors.domain.credit import Account, Allocation, Ledger, Payment, Usage, fold
+from customer_actors.domain.credit import Account, Allocation, Ledger, Payment, Usage, fold, names_of
 from customer_actors.domain.events import SALE_TYPES, Channel, Event, EventType
 from customer_actors.groups.advance import Hold
 from customer_actors.storage.database import Columns, Database, columns
@@ -92,7 +92,7 @@ def _load_facts(database: Database, events: Sequence[Event], books: dict[int, _B
     _take_usages(books, database.for_each(_CUSTOMER, _OPEN_USAGES, [(group,) for group in sorted(paying)]))
     _take_payments(books, database.for_each(_CUSTOMER, _OPEN_PAYMENTS, [(group,) for group in sorted(idle)]))
     by_sale = {(e.customer, e.channel or Channel.ORDER.value, e.reference) for e in events if e.type in _NAMES_SALE}
-    by_sale |= {(e.customer, Channel.ORDER.value, e.reference) for e in events if e.type == EventType.ORDER_CANCELLED}
+    by_sale |= {(e.customer, *name) for e in events if e.type in _NAMES_ORDER for name in names_of(e)}
     at_sale = {(e.customer, e.sale_position) for e in events if e.sale_position is not None}
     rows = database.select(USAGE_BY_SALE, sorted(by_sale))
     _take_usages(
@@ -105,7 +105,7 @@ def _load_facts(database: Database, events: Sequence[Event], books: dict[int, _B
         for event in events
         if event.type == EventType.ORDER_CANCELLED
         for usage in books[event.customer].ledger.usages.values()
-        if usage.position == event.sale_position or usage.reference == event.reference
+        if usage.position == event.sale_position or (usage.channel, usage.reference) in names_of(event)
     )
     spent: set[tuple[int, int]] = set()
     for customer, payment, usage, net in database.for_each(_USAGE_AT, _ALLOCATED, sorted(set(ending))):
@@ -114,6 +114,7 @@ def _load_facts(database: Database, events: Sequence[Event], books: dict[int, _B
     _take_payments(books, database.select(PAYMENT, sorted(spent)))
 
 
+_NAMES_ORDER = frozenset({EventType.ORDER_CANCELLED, EventType.CREDIT_CHARGED})
 _NAMES_SALE = SALE_TYPES | {EventType.CREDIT_CHARGED}
 
 

@@ -69,6 +69,7 @@ CREATE TABLE event (
     sale_occurred_at_us {big},
     order_id TEXT,
     detail TEXT,
+    sale_reference TEXT,
     PRIMARY KEY (customer, position)
 ) {keyed};
 
@@ -87,6 +88,7 @@ CREATE TABLE sale (
     customer_id TEXT,
     amount_minor {big},
     sold_channel TEXT,
+    sold_reference TEXT,
     position {big},
     occurred_at_us {big},
     on_credit {bool} NOT NULL DEFAULT {false},
