@@ -37,13 +37,15 @@ from customer_actors.ingest import topology
 from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
 from customer_actors.telemetry import configure_logging
 from tests.servers import PrivatePostgres, PrivateRabbitMQ
 from tests.servers.process import server_folder, wait_until
 
+LIMIT_S: Final = 1_800
+"""A run that takes longer hangs, and is ended with all its processes."""
 LATENCY_PER_S: Final = 100
 WARM_UP_S: Final = 1.0
 
@@ -188,15 +190,11 @@ class Results(NamedTuple):
 
     def goals(self) -> list[tuple[str, str, bool]]:
         """(goal, measured, whether it was met)"""
-        times, alone, p99_ms, peak_mb = (
-            self.times(self.ours),
-            self.times(self.embedded),
-            self.percentile_ms(99),
-            self.worst_peak_mb(),
-        )
+        times, alone = self.times(self.ours), self.times(self.embedded)
+        p99_ms, peak_mb = self.percentile_ms(99), self.worst_peak_mb()
         return [
-            ("ours at least 8 x baseline", f"{times:.1f} x", times >= 8),
-            ("embedded at least 8 x baseline", f"{alone:.1f} x", alone >= 8),
+            ("ours at least 8 x plain Dramatiq", f"{times:.1f} x", times >= 8),
+            ("embedded at least 8 x plain Dramatiq", f"{alone:.1f} x", alone >= 8),
             (f"p99 below 100 ms at {LATENCY_PER_S} events/s", f"{p99_ms:.0f} ms", p99_ms < 100),
             ("every process below 200 MB", f"{peak_mb:.0f} MB", peak_mb < 200),
         ]
@@ -224,17 +222,20 @@ def measure(events: int, baseline_events: int, rounds: int, latency_seconds: flo
 
 
 def print_results(results: Results, console: Console) -> None:
-    """The table, latency, memory, the machine, and the goals."""
-    table = Table("side", "events/s, median (rounds)", "x baseline", "CPU s per 10,000 events")
-    for name, side in (("plain Dramatiq", results.baseline), ("ours", results.ours), ("embedded", results.embedded)):
-        each = sorted(measured.events_per_s for measured in side)
-        cpu_s = {key: statistics.median(measured.cpu_s[key] for measured in side) for key in side[0].cpu_s}
-        speed = f"{statistics.median(each):,.0f} ({', '.join(f'{one:,.0f}' for one in each)})"
-        used = ", ".join(f"{key} {value:.2f}" for key, value in cpu_s.items())
-        table.add_row(name, speed, f"{results.times(side):.1f}", used)
-    without = results.baseline_unconfirmed.events_per_s
-    table.add_row("plain, without confirms", f"{without:,.0f}", "", "may lose messages when the broker dies")
+    """Speed, CPU, latency, memory, the machine, and the goals."""
+    sides = {"plain Dramatiq": results.baseline, "ours": results.ours, "ours, embedded": results.embedded}
+    table = Table("side", "events/s, median", "each round", "x plain")
+    for name, side in sides.items():
+        each = [measured.events_per_s for measured in side]
+        rounds = " ".join(f"{one:,.0f}" for one in each)
+        table.add_row(name, f"{statistics.median(each):,.0f}", rounds, f"{results.times(side):.1f}")
+    table.add_row("plain, unconfirmed", f"{results.baseline_unconfirmed.events_per_s:,.0f}", "", "")
     console.print(table)
+    console.print("unconfirmed: without publisher confirms, so messages are lost when the broker dies; one round only")
+    for name, side in sides.items():
+        used = {key: statistics.median(measured.cpu_s[key] for measured in side) for key in side[0].cpu_s}
+        each_s = ", ".join(f"{key} {value:.2f}" for key, value in used.items())
+        console.print(f"CPU seconds per 10,000 events, {name}: {sum(used.values()):.2f} ({each_s})")
     p50, p95, p99 = (results.percentile_ms(percent) for percent in (50, 95, 99))
     console.print(f"latency, publish to committed points: p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms")
     peaks = {key: max(measured.peak_mb.get(key, 0) for measured in results.ours) for key in results.ours[0].peak_mb}
@@ -254,6 +255,9 @@ def print_results(results: Results, console: Console) -> None:
 @click.option("--json", "file", type=click.File("w"), help="Write everything measured to this file, too.")
 def main(events: int, rounds: int, baseline_events: int, latency_seconds: float, file: IO[str] | None) -> None:
     """Measure the pipeline and the plain way to build it in one run."""
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, lambda number, _: sys.exit(f"ended by {signal.Signals(number).name}"))
+    signal.alarm(LIMIT_S)
     configure_logging("WARNING")
     console = Console()
     with console.status("servers") as status:

@@ -132,7 +132,7 @@ class Stage:
         Raises:
             RuntimeError: the side did not get through in time.
         """
-        deadline = time.monotonic() + 60 + events / 50
+        deadline = time.monotonic() + 60 + events / 100
         wait_until(lambda: any(self.queue(queue)[1] for queue in topology.QUEUES), 60)
         before, started = self._cpu_s(), time.monotonic()
         changed, last = started, ()

@@ -24,7 +24,8 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.process import Stop
 from customer_actors.settings import Settings
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate, require_current
 from customer_actors.storage.summary import due_holds

@@ -12,7 +12,7 @@ from apscheduler.events import EVENT_SCHEDULER_STARTED
 from customer_actors.errors import CustomerActorsError, Outage
 from customer_actors.process import stopping_on_signals, wait_for_database
 from customer_actors.settings import load_settings
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.telemetry import configure_logging
 from scheduler.jobs import JOBS, Job, due_times, make_scheduler
 

@@ -14,7 +14,8 @@ from customer_actors.commands import CommandResult, Service, charge_credit, make
 from customer_actors.domain.envelope import Received
 from customer_actors.errors import UsageError
 from customer_actors.settings import load_settings
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.views import customer_view
 from tests.cli.running import order

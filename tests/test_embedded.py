@@ -20,7 +20,7 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.process import Stop
 from customer_actors.settings import Settings, load_settings
 from customer_actors.simulate import ShopPlan, simulate
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
 from tests.cli.running import order, states

@@ -12,7 +12,7 @@ import pytest
 
 from customer_actors.errors import UsageError
 from customer_actors.process import SIGNALS, Stop, stopping_on_signals, wait_for_database
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until

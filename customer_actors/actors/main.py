@@ -12,7 +12,8 @@ from customer_actors.errors import UsageError
 from customer_actors.process import Stop, wait_for_database
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.rules import number_of
 from customer_actors.telemetry import configure_logging
 

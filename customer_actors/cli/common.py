@@ -10,7 +10,8 @@ import click
 
 from customer_actors.errors import DataFault, Outage, RefusedError, UsageError
 from customer_actors.settings import Settings, load_settings
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database, sqlite_file
 from customer_actors.storage.schema import require_current
 from customer_actors.telemetry import configure_logging
 
@@ -53,8 +54,11 @@ def opened(settings: Settings) -> Iterator[Database]:
     """The database of these settings with a current schema; its connection is closed afterwards.
 
     Raises:
-        UsageError: the schema is not current. Outage: the database is away.
+        UsageError: there is no such SQLite file, or the schema is not current. Outage: the database is away.
     """
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        raise UsageError(f"there is no database {file}: run `customer-actors migrate`, or name another in DATABASE_URL")
     database = open_database(settings.database_url)
     try:
         require_current(database)
@@ -65,11 +69,21 @@ def opened(settings: Settings) -> Iterator[Database]:
 
 def print_json(value: object) -> None:
     """One JSON document, indented on a terminal and on one line in a pipe."""
-    click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+    click.echo(json_text(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON with every character that does not print escaped, so that it can be shown on any terminal."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def printable(text: str) -> str:
     """Text from outside as it may be shown: control characters (newlines, ANSI escapes) are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

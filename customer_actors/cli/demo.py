@@ -160,8 +160,8 @@ def _show_credit(database: Database, decimals: int) -> None:
 def _explain(database: Database, rules: Rules, customer_id: str) -> None:
     basis = explain_basis(database, rules, DEFAULT_ORGANIZATION, customer_id)
     assert basis is not None
-    printer = reading._TextPrinter(DEFAULT_ORGANIZATION, customer_id, rules.currency_decimals)
-    reading._explain(database, rules, basis, printer, None)
+    printer = reading.TextPrinter(DEFAULT_ORGANIZATION, customer_id, rules.currency_decimals)
+    reading.print_explanation(database, rules, basis, printer, None)
 
 
 def _show_next(customer_id: str) -> None:

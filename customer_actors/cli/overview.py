@@ -8,7 +8,7 @@ import click
 
 from customer_actors.cli.common import json_option, print_json, printable, settings_for_command
 from customer_actors.domain.telling import Figures
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overview import service_view
 from customer_actors.storage.schema import pending
 from customer_actors.telemetry import redact

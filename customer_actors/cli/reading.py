@@ -4,7 +4,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -12,6 +12,7 @@ from customer_actors.cli.common import (
     OK,
     PROBLEMS,
     json_option,
+    json_text,
     leave,
     opened,
     organization_option,
@@ -155,13 +156,13 @@ def explain(customer_id: str, organization_id: str, last: int | None, as_json: b
         basis = views.explain_basis(database, rules, organization_id, customer_id)
         if basis is None:
             raise _unknown(database, organization_id, customer_id)
-        printer = (_JsonPrinter if as_json else _TextPrinter)(organization_id, customer_id, rules.currency_decimals)
-        differences = _explain(database, rules, basis, printer, last)
+        printer = (_JsonPrinter if as_json else TextPrinter)(organization_id, customer_id, rules.currency_decimals)
+        differences = print_explanation(database, rules, basis, printer, last)
     leave(PROBLEMS if differences else OK)
 
 
-def _explain(
-    database: Database, rules: Rules, basis: Basis, printer: "_TextPrinter | _JsonPrinter", last: int | None
+def print_explanation(
+    database: Database, rules: Rules, basis: Basis, printer: "TextPrinter | _JsonPrinter", last: int | None
 ) -> list[Difference]:
     stored = basis.stored
     number, head = stored.number, stored.head
@@ -179,7 +180,7 @@ def _explain(
     return differences
 
 
-class _TextPrinter:
+class TextPrinter:
     def __init__(self, organization_id: str, customer_id: str, decimals: int) -> None:
         self._title = f"{printable(customer_id)}  organization {printable(organization_id)}"
         self._decimals = decimals
@@ -262,10 +263,10 @@ class _JsonPrinter:
         self._separator = ""
 
     def begin(self, head: int, first_shown: int) -> None:
-        click.echo(f'{_json(self._names)[:-1]}, "events": [', nl=False)
+        click.echo(f'{json_text(self._names)[:-1]}, "events": [', nl=False)
 
     def event(self, event: Event, effects: Sequence[Effect]) -> None:
-        click.echo(f"{self._separator}\n{_json(self._figures(event, effects))}", nl=False)
+        click.echo(f"{self._separator}\n{json_text(self._figures(event, effects))}", nl=False)
         self._separator = ","
 
     def _figures(self, event: Event, effects: Sequence[Effect]) -> Figures:
@@ -285,13 +286,7 @@ class _JsonPrinter:
 
     def end(self, stored: Stored, story: Story, differences: Sequence[Difference]) -> None:
         check = {"ok": not differences, "differences": [difference._asdict() for difference in differences]}
-        click.echo(f'\n], "check": {_json(check)}}}')
-
-
-def _json(value: Any) -> str:
-    """On one line; what could move a terminal's cursor is escaped as JSON escapes it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+        click.echo(f'\n], "check": {json_text(check)}}}')
 
 
 VERBS = (show, explain, status)

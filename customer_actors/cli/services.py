@@ -17,7 +17,8 @@ from customer_actors.ingest.rabbitmq import Consumer
 from customer_actors.process import Stop, stopping_on_signals, wait_for_database
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate as migrate_schema
 from customer_actors.storage.schema import require_current
 from customer_actors.telemetry import configure_logging
@@ -50,9 +51,7 @@ def ingest() -> None:
 
 
 def _consume(settings: Settings, rabbitmq_url: str, database: Database, stop: Stop) -> None:
-    pipeline = Pipeline(
-        make_broker(rabbitmq_url), Stores(database, settings.rules()), bundle_size=settings.bundle_size
-    )
+    pipeline = Pipeline(make_broker(rabbitmq_url), Stores(database, settings.rules()), bundle_size=settings.bundle_size)
     intake = Intake(database, policies(settings, database, now_us()), pipeline.ring, now_us)
     consumer = Consumer(
         rabbitmq_url,

@@ -46,7 +46,7 @@ class Hold(NamedTuple):
         except Exception:
             text = f"{type(error).__name__}: (its text cannot be read)"
         lines = "".join(traceback.format_exception(error))
-        return cls(group, position, _storable(text)[:ERROR_LIMIT], _storable(lines)[-TRACEBACK_LIMIT:])
+        return cls(group, position, storable(text)[:ERROR_LIMIT], storable(lines)[-TRACEBACK_LIMIT:])
 
 
 class Round(NamedTuple):
@@ -165,6 +165,6 @@ def _fold_all(work: Work[E], events: Sequence[E]) -> tuple[dict[int, int], list[
     return reached, list(holds.values())
 
 
-def _storable(text: str) -> str:
-    """Without NUL and lone surrogates, which PostgreSQL cannot hold."""
+def storable(text: str) -> str:
+    """Text from outside without what PostgreSQL cannot hold: NUL and lone surrogates are escaped."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

@@ -4,7 +4,8 @@ import logging
 from typing import Final
 
 import pika
-from pika.exceptions import ChannelClosed, ConnectionClosed
+from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
+from pika.exceptions import AMQPConnectionError, ChannelClosed, ConnectionClosed
 
 from customer_actors.errors import UsageError
 
@@ -46,6 +47,20 @@ def quiet_pika() -> None:
 
 def reason(error: BaseException) -> str:
     """What the broker said, or else the kind of failure: pika's own texts can show what a message held [G23]."""
-    if isinstance(error, ChannelClosed | ConnectionClosed):
-        return f"{error.reply_code} {error.reply_text}"
-    return type(error).__name__
+    cause = _cause(error)
+    if isinstance(cause, ChannelClosed | ConnectionClosed):
+        return f"{cause.reply_code} {cause.reply_text}"
+    return type(cause).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What happened, out of the exceptions that pika wraps around it when it cannot connect."""
+    match error:
+        case AMQPConnectionWorkflowFailed(exceptions=[*_, BaseException() as last]):
+            return _cause(last)
+        case AMQPConnectorPhaseErrorBase(exception=BaseException() as inner):
+            return _cause(inner)
+        case AMQPConnectionError(args=[BaseException() as inner]):
+            return _cause(inner)
+        case _:
+            return error

@@ -65,7 +65,8 @@ class Link:
     It starts with a prefetch of one, and changes to the full one as soon as the message in hand has not come back more
     than twice. So a message that kills the connection takes others with it two or three times, far from their delivery
     limit, and is then met alone [M7]. Not sooner: what a quorum queue gets back it puts behind what it got back before,
-    so returning fewer messages than the last time, twice in a row, would change their order.
+    so returning fewer messages than the last time, twice in a row, would change their order. (Only a second loss within
+    the milliseconds of a connection's first message still moves that one message.)
 
     A prefetch changes only with the consumer, and nothing may be under way then: a cancelled consumer's standby is
     given the messages that follow. So the one in hand is committed, then the consumer cancelled, then it acknowledged.

@@ -64,7 +64,7 @@ class Consumer:
             batch_size: most messages in a batch.
             batch_age_s: least seconds between the starts of two batches unless one is full. After a pause the first
                 message is handed over at once, so this costs a trickle nothing and bounds the bells per second.
-            prefetch: most messages of one queue in memory; every connection starts with one and doubles up to it.
+            prefetch: most messages of one queue in memory; every connection starts with one (`Link` says why).
             ready: called in the SQL thread before a connection consumes; raises `Outage` while the database is away.
 
         Raises:
@@ -192,19 +192,18 @@ class Consumer:
         """Give everything back to the broker at once, and wait.
 
         A return counts towards the delivery limit. An outage that `ready` does not see (a lock held for minutes, a full
-        disk) would send the same messages back time and again until they are dead letters. So when every queue
-        has a prefetch of one and `ready` is content, the batch is kept and tried again.
+        disk) would send the same messages back time and again until they are dead letters. So while `ready` is content,
+        a link that has one message only keeps it, to be tried again.
         """
         self._outages += 1
         wait_s = retry_s(self._outages)
-        links = self._links.values()
-        kept = bool(self._batch) and all(link.prefetch == 1 or not link.alive for link in links) and self._is_ready()
-        if not kept:
-            self._batch = []
-            for link in links:
+        ready = self._is_ready()
+        for link in self._links.values():
+            if not ready or link.prefetch > 1:
                 link.alive = False
                 self._loop.add_callback_threadsafe(link.close)
-        self._log.warning("outage", error=str(outage), batch_kept=kept, retry_in_s=round(wait_s, 1))
+        self._batch = [delivery for delivery in self._batch if delivery.link.alive]
+        self._log.warning("outage", error=str(outage), kept=len(self._batch), retry_in_s=round(wait_s, 1))
         end_s = time.monotonic() + wait_s
         while not self._stopping and (left_s := end_s - time.monotonic()) > 0:
             time.sleep(min(left_s, LOOK_S))
@@ -221,8 +220,7 @@ class Consumer:
 
     def _consuming(self, link: Link, prefetch: int) -> None:
         self._failures[link.queue] = 0
-        if prefetch in (1, self._prefetch):
-            self._log.info("consuming", queue=link.queue, prefetch=prefetch)
+        self._log.info("consuming", queue=link.queue, prefetch=prefetch)
 
     def _lost(self, link: Link, error: BaseException | None) -> None:
         if error is None:

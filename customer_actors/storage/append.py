@@ -13,6 +13,7 @@ from customer_actors.domain.admission import Decision, Draft, Redemption, Regist
 from customer_actors.domain.envelope import Received
 from customer_actors.domain.events import Channel, Event, EventType, Message, Outcome, Rejected
 from customer_actors.domain.routing import BIT, CONCERNS, CREDIT, LOYALTY, STATS, route
+from customer_actors.groups.advance import storable
 from customer_actors.storage.bells import Bell, add_bell
 from customer_actors.storage.database import Columns, Database, Row, columns
 
@@ -294,12 +295,19 @@ def _quarantine(database: Database, batch: Sequence[Incoming], decisions: Sequen
             seen = refused[digest][2] if digest in refused else 0
             refused[digest] = (incoming.received, decision.rejected, seen + 1)
     for digest, (received, rejected, seen) in sorted(refused.items()):
-        values = (received.routing_key, received.content_encoding, received.body, rejected.code, rejected.reason)
-        database.execute(_QUARANTINE, (digest, *values, rejected.organization_id, seen, now_us, now_us))
+        texts = (
+            received.routing_key,
+            received.content_encoding,
+            rejected.code,
+            rejected.reason,
+            rejected.organization_id,
+        )
+        stored = (text if text is None else storable(text) for text in texts)
+        database.execute(_QUARANTINE, (digest, received.body, *stored, seen, now_us, now_us))
 
 
 _QUARANTINE = (
-    "INSERT INTO quarantine (digest, routing_key, content_encoding, body, code, reason, organization_id, seen, "
+    "INSERT INTO quarantine (digest, body, routing_key, content_encoding, code, reason, organization_id, seen, "
     "first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
     "seen = quarantine.seen + excluded.seen, last_seen_us = excluded.last_seen_us, code = excluded.code, "
     "reason = excluded.reason"
@@ -309,4 +317,4 @@ _QUARANTINE = (
 def content_digest(received: Received) -> str:
     """What makes two quarantined messages the same one: body, routing key and encoding."""
     parts = (received.routing_key or "", received.content_encoding or "")
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape") + b"\0" + received.body).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass") + b"\0" + received.body).hexdigest()

@@ -7,7 +7,8 @@ from pathlib import Path
 from playhouse.migrations import Runner
 
 from customer_actors.errors import UsageError
-from customer_actors.storage.database import Database, PostgresDatabase, sorted_errors
+from customer_actors.storage.database import Database, sorted_errors
+from customer_actors.storage.postgresql import PostgresDatabase
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_203_114_015  # any number, the same in every version: the advisory lock that serializes migrations

@@ -21,7 +21,8 @@ from customer_actors.domain.story import STREAM, Difference, Standing
 from customer_actors.domain.telling import Figures, amount_text, credit_figures, loyalty_figures, stats_figures
 from customer_actors.storage import credit, loyalty, segmentation, stats
 from customer_actors.storage.append import EVENT
-from customer_actors.storage.database import Database, PostgresDatabase, Row, sorted_errors
+from customer_actors.storage.database import Database, Row, sorted_errors
+from customer_actors.storage.postgresql import PostgresDatabase
 
 STATES: Final = {
     STATS: stats.STATE,

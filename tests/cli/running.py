@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from customer_actors.cli import main
 from customer_actors.domain.rules import Rules
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.views import customer_view
 from tests.servers.process import wait_until
 

@@ -11,7 +11,7 @@ from customer_actors.cli import main
 from customer_actors.domain import loyalty
 from customer_actors.domain.events import Event, Message
 from customer_actors.domain.rules import Rules
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from tests.model.examples import JUNE_1_US, cancellation, charge, opened, order, payment, pos, redemption
 from tests.storage.support import Storage
 

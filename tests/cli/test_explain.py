@@ -12,7 +12,8 @@ from customer_actors.domain.routing import STATS
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.story import Story
 from customer_actors.storage import views
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.rules import RulesBook
 from tests.cli.shop import LIFE, Shop, failing_at
 from tests.model.examples import DAY_US, JUNE_1_US, order, payment, redemption

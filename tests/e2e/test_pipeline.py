@@ -24,7 +24,8 @@ from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.append import EVENT
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.views import customer_view

@@ -8,7 +8,8 @@ import pytest
 
 from customer_actors.ingest.publish import publish
 from customer_actors.settings import load_settings
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.views import customer_view
 from tests.e2e.processes import BIN, INGEST, SCHEDULER, WORKERS, Process, running, wait_until

@@ -9,9 +9,10 @@ from customer_actors.domain.rules import Rules
 from customer_actors.groups.advance import advance
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.append import EVENT, AppendPolicy, Incoming, append
-from customer_actors.storage.database import Database, SqliteDatabase
+from customer_actors.storage.database import Database
 from customer_actors.storage.rules import number_of
 from customer_actors.storage.schema import migrate
+from customer_actors.storage.sqlite import SqliteDatabase
 from customer_actors.storage.views import customer_view
 from tests.model.strategies import HOUR_US, START_US
 

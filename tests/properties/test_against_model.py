@@ -66,7 +66,7 @@ def test_repetition_and_redelivery_leave_the_state_of_the_first_seen_list(
         once = [m for i, m in enumerate(delivered) if m._replace(received_at_us=0) not in _bare(delivered[:i])]
         first_seen.receive(once)
         assert repeated.states() == first_seen.states()
-        # What had an effect is a duplicate now; what had none has none again (a currency may be known by now, or a key).
+        # What had an effect is a duplicate now; what had none has none again, though a key may be known by now.
         without_effect = (Outcome.DUPLICATE, Outcome.QUARANTINED)
         assert all(
             second == Outcome.DUPLICATE or (first in without_effect and second in without_effect)

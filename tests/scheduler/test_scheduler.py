@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from customer_actors.settings import Settings, load_settings
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from scheduler.__main__ import print_jobs, scheduler
 from scheduler.jobs import JOBS, Job, due_times, make_scheduler

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.servers import PrivatePostgres
 from tests.storage.support import Storage

@@ -13,7 +13,7 @@ from customer_actors.actors.dispatcher import plan
 from customer_actors.domain.events import SALE_TYPES, Event, EventType, Message, Outcome
 from customer_actors.domain.routing import ACTORS, AFTER
 from customer_actors.errors import CustomerActorsError
-from customer_actors.storage.database import open_database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from tests.model.examples import cancellation, opened, order, payment, pos, redemption
 from tests.model.reference import state_of_stream
@@ -22,9 +22,10 @@ from tests.storage.support import RULES, TODAY, Storage, stored_state
 PROCESSES = 4
 ORDERS = 400
 """Per racing history; every second one has a till twin, and a third is cancelled."""
-SHARE = 0.8
-"""Of the history, drawn by each process for itself."""
-BATCH = 40
+TOGETHER = 25
+"""Orders of the same ten customers."""
+WINDOW, SHARE, BATCH = 300, 0.8, 60
+"""All processes work on one window of the history at a time, each on a shuffled share of its own, in batches."""
 QUIET_CUSTOMERS = 1_000
 """Each gets its last bell at some moment under load; nobody looks at it again."""
 BLOCK, BURSTS = 5, 4
@@ -34,15 +35,26 @@ KEYS = 250
 spawn = multiprocessing.get_context("spawn")
 
 
+_at_once: list[Barrier] = []
+"""Of this process; a barrier can only be handed over when a process starts."""
+
+
+def meet_at(barrier: Barrier) -> None:
+    _at_once.append(barrier)
+
+
 # --- appending ----------------------------------------------------------------------------------------------------
 
 
 def racing_history() -> list[Message]:
     """No two messages contradict each other, so that which of them comes first must not matter to any sale."""
     drawn = Random(1)
-    history: list[Message] = [opened("100000")._replace(customer_id=f"c{n}") for n in range(40)]
+    history: list[Message] = []
     for number in range(ORDERS):
-        name, customer_id, amount = str(number), f"c{drawn.randint(0, 39)}", str(drawn.randint(1, 300))
+        if number % TOGETHER == 0:  # new customers all along, so that making them is raced for as well
+            crowd = [f"c{number}-{n}" for n in range(10)]
+            history += [opened("100000")._replace(customer_id=customer_id) for customer_id in crowd]
+        name, customer_id, amount = str(number), drawn.choice(crowd), str(drawn.randint(1, 300))
         twin = f"t{number}" if number % 2 else None
         history.append(order(name, amount, customer_id=customer_id, twin=twin, on_credit=number % 5 == 0))
         if twin is not None:
@@ -55,23 +67,30 @@ def racing_history() -> list[Message]:
 
 
 def append_share(url: str, seed: int) -> tuple[list[tuple[int, Outcome]], list[str]]:
-    """(index of the message, outcome) of a shuffled share of the racing history, and every error."""
+    """(index of the message, outcome) of a share of the racing history, and every error."""
     history, drawn = list(enumerate(racing_history())), Random(seed)
-    # `credit.opened` has no business key, so it is sent once.
-    once = [(index, message) for index, message in history if not message.reference and index % PROCESSES == seed]
-    mine = once + [(index, message) for index, message in history if message.reference and drawn.random() < SHARE]
-    drawn.shuffle(mine)
-    storage, outcomes, errors = Storage(open_database(url)), [], []
-    for start in range(0, len(mine), BATCH):
-        batch = mine[start : start + BATCH]
-        try:
-            done = storage.receive(*(message for _, message in batch))
-        except CustomerActorsError as error:
-            errors.append(str(error))
-        else:
-            outcomes += [(index, outcome) for (index, _), outcome in zip(batch, done, strict=True)]
+    storage = Storage(open_database(url))
+    outcomes: list[tuple[int, Outcome]] = []
+    errors: list[str] = []
+    for start in range(0, len(history), WINDOW):
+        mine = [one for one in history[start : start + WINDOW] if takes(seed, *one, drawn)]
+        drawn.shuffle(mine)
+        _at_once[0].wait(30)
+        for first in range(0, len(mine), BATCH):
+            batch = mine[first : first + BATCH]
+            try:
+                done = storage.receive(*(message for _, message in batch))
+            except CustomerActorsError as error:
+                errors.append(str(error))
+            else:
+                outcomes += [(index, outcome) for (index, _), outcome in zip(batch, done, strict=True)]
     storage.database.release()
     return outcomes, errors
+
+
+def takes(seed: int, index: int, message: Message, drawn: Random) -> bool:
+    """Whether a process sends a message; `credit.opened` has no business key, so only one of them does."""
+    return drawn.random() < SHARE if message.reference else index % PROCESSES == seed
 
 
 def business_key(message: Message) -> tuple[str, str]:
@@ -86,7 +105,7 @@ def test_racing_processes_admit_every_key_once_and_leave_no_cancelled_order_acti
 ) -> None:
     storage, history = postgres_storage, racing_history()
     shares = [(migrated_url, seed) for seed in range(PROCESSES)]
-    with spawn.Pool(PROCESSES) as pool:
+    with spawn.Pool(PROCESSES, meet_at, (spawn.Barrier(PROCESSES),)) as pool:
         results = pool.starmap_async(append_share, shares, chunksize=1).get(60)
     assert [errors for _, errors in results] == [[]] * PROCESSES
 
@@ -142,14 +161,6 @@ SINGLES: list[Callable[[str], Message]] = [
     lambda key: order(f"new{key}", "10", customer_id=f"customer-{key}"),
     lambda key: order(f"eur{key}", "10", currency="EUR", organization_id=f"org-{key}"),
 ]
-
-
-_at_once: list[Barrier] = []
-"""Of this process; a barrier can only be handed over when a process starts."""
-
-
-def meet_at(barrier: Barrier) -> None:
-    _at_once.append(barrier)
 
 
 def append_singles(url: str) -> list[list[Outcome]]:

@@ -10,8 +10,11 @@ import pytest
 
 from customer_actors.errors import DataFault, Outage, UsageError
 from customer_actors.settings import Settings
-from customer_actors.storage.database import Database, PostgresDatabase, SqliteDatabase, columns, open_database
+from customer_actors.storage.database import Database, columns
+from customer_actors.storage.opening import open_database
+from customer_actors.storage.postgresql import PostgresDatabase
 from customer_actors.storage.schema import migrate
+from customer_actors.storage.sqlite import SqliteDatabase
 from tests.model.examples import order
 from tests.storage.support import Storage, stored_state
 

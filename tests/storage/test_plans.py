@@ -8,7 +8,8 @@ import psycopg2.extensions
 
 from customer_actors.domain.routing import ACTORS, STREAM_ACTORS
 from customer_actors.settings import Settings
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.segmentation import SegmentationStore
 from tests.model.examples import order

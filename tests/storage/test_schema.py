@@ -9,7 +9,8 @@ import pytest
 
 from customer_actors.errors import Outage, UsageError
 from customer_actors.storage import schema
-from customer_actors.storage.database import Database, open_database
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate, pending, require_current
 from tests.model.examples import order
 from tests.storage.support import Storage, dump

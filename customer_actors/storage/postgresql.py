@@ -1,0 +1,114 @@
+"""PostgreSQL: one statement per step and batch, over arrays."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import peewee
+
+from customer_actors.storage.database import Columns, Database, Row
+
+
+class PostgresDatabase(Database):
+    """READ COMMITTED transactions; every bulk step is one statement over arrays."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, url: str) -> None:
+        options = (
+            "-c statement_timeout=60000 -c lock_timeout=20000 -c idle_in_transaction_session_timeout=60000 "
+            "-c default_transaction_isolation=read\\ committed"
+        )
+        super().__init__(
+            peewee.PostgresqlDatabase(
+                url, options=options, connect_timeout=5, application_name="customer_actors", keepalives_idle=10
+            )
+        )
+
+    def _begin(self) -> Any:
+        return self.engine.atomic()
+
+    def _marked(self, sql: str) -> str:
+        return _marks(sql)
+
+    def insert(self, into: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            self._run(_insert(into), rows)
+
+    def insert_missing(self, into: Columns, rows: Sequence[Row]) -> set[Row]:
+        if not rows:
+            return set()
+        sql = f"{_insert(into)} ON CONFLICT DO NOTHING RETURNING {_names(into.key)}"
+        return set(self._run(sql, rows).fetchall())
+
+    def update(self, of: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            self._run(_update(of), rows)
+
+    def delete(self, of: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            self._run(f"DELETE FROM {of.table} t USING {_unnest(of.key)} WHERE {_same(of.key, 't', 'v')}", rows)
+
+    def lock(self, of: Columns, keys: Sequence[Row], order: str) -> list[Row]:
+        return self._read(of, keys, f"ORDER BY {order} FOR UPDATE OF t")
+
+    def lock_groups(self, of: Columns, groups: Sequence[int], condition: str) -> list[Row]:
+        sql = (
+            f"SELECT {', '.join(of.names)} FROM {of.table} WHERE {of.key[0][0]} = ANY(%s::bigint[]) AND {condition} "
+            f"ORDER BY {of.key[0][0]} FOR UPDATE SKIP LOCKED"
+        )
+        rows: list[Row] = self.execute(sql, (list(groups),)).fetchall()
+        return rows
+
+    def select(self, of: Columns, keys: Sequence[Row]) -> list[Row]:
+        return self._read(of, keys, "")
+
+    def for_each(self, over: Columns, sql: str, rows: Sequence[Row]) -> list[Row]:
+        if not rows:
+            return []
+        each = sql.format(**{name: f"v.{name}" for name, _ in over.key})
+        found: list[Row] = self._run(
+            f"SELECT r.* FROM {_unnest(over.key)} CROSS JOIN LATERAL ({each}) r", rows
+        ).fetchall()
+        return found
+
+    def _read(self, of: Columns, keys: Sequence[Row], tail: str) -> list[Row]:
+        if not keys:
+            return []
+        wanted = ", ".join(f"t.{name}" for name in of.names)
+        sql = f"SELECT {wanted} FROM {of.table} t JOIN {_unnest(of.key)} ON {_same(of.key, 't', 'v')} {tail}"
+        rows: list[Row] = self._run(sql, keys).fetchall()
+        return rows
+
+    def _run(self, sql: str, rows: Sequence[Row]) -> Any:
+        cursor = self._connection().cursor()
+        cursor.execute(sql, [list(column) for column in zip(*rows, strict=True)])
+        return cursor
+
+
+@cache
+def _marks(sql: str) -> str:
+    return sql.replace("?", "%s")
+
+
+def _unnest(pairs: Sequence[tuple[str, str]]) -> str:
+    return f"unnest({', '.join(f'%s::{type_}[]' for _, type_ in pairs)}) AS v({_names(pairs)})"
+
+
+@cache
+def _insert(into: Columns) -> str:
+    return f"INSERT INTO {into.table} ({', '.join(into.names)}) SELECT * FROM {_unnest(into.key + into.values)}"
+
+
+@cache
+def _update(of: Columns) -> str:
+    setting = ", ".join(f"{name} = v.{name}" for name, _ in of.values)
+    return f"UPDATE {of.table} t SET {setting} FROM {_unnest(of.key + of.values)} WHERE {_same(of.key, 't', 'v')}"
+
+
+def _names(pairs: Sequence[tuple[str, str]], prefix: str = "") -> str:
+    return ", ".join(prefix + name for name, _ in pairs)
+
+
+def _same(pairs: Sequence[tuple[str, str]], left: str, right: str) -> str:
+    return " AND ".join(f"{left}.{name} = {right}.{name}" for name, _ in pairs)

@@ -1,0 +1,90 @@
+"""SQLite: the embedded database, one row per statement, `executemany` for many."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import peewee
+
+from customer_actors.storage.database import Columns, Database, Row
+
+
+class SqliteDatabase(Database):
+    """A file of its own: IMMEDIATE transactions, WAL, synchronous FULL, one writer per process at a time."""
+
+    name = "SQLite"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            peewee.SqliteDatabase(
+                path,
+                pragmas={"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "cache_size": -32_000},
+            )
+        )
+        # The busy timeout serves other processes only: threads that poll for the write lock starve each other.
+        self._writer = threading.RLock()
+
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        with self._writer, self.engine.atomic("IMMEDIATE"):
+            yield
+
+    def insert(self, into: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            self._connection().executemany(_insert(into), rows)
+
+    def insert_missing(self, into: Columns, rows: Sequence[Row]) -> set[Row]:
+        connection, sql, width = self._connection(), _insert(into) + " ON CONFLICT DO NOTHING", len(into.key)
+        return {row[:width] for row in rows if connection.execute(sql, row).rowcount}
+
+    def update(self, of: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            width = len(of.key)
+            self._connection().executemany(_update(of), [(*row[width:], *row[:width]) for row in rows])
+
+    def delete(self, of: Columns, rows: Sequence[Row]) -> None:
+        if rows:
+            self._connection().executemany(f"DELETE FROM {of.table} WHERE {_key(of)}", rows)
+
+    def lock(self, of: Columns, keys: Sequence[Row], order: str) -> list[Row]:
+        return self.select(of, keys)  # the IMMEDIATE transaction already holds the only write lock
+
+    def lock_groups(self, of: Columns, groups: Sequence[int], condition: str) -> list[Row]:
+        return self._read(f"{_select(of)} AND {condition}", [(group,) for group in groups])
+
+    def select(self, of: Columns, keys: Sequence[Row]) -> list[Row]:
+        return self._read(_select(of), keys)
+
+    def for_each(self, over: Columns, sql: str, rows: Sequence[Row]) -> list[Row]:
+        return self._read(*_for_each(over, sql, rows))
+
+    def _read(self, sql: str, keys: Sequence[Any]) -> list[Row]:
+        connection = self._connection()
+        return [row for key in keys for row in connection.execute(sql, key)]
+
+
+def _for_each(over: Columns, sql: str, rows: Sequence[Row]) -> tuple[str, list[dict[str, Any]]]:
+    names = [name for name, _ in over.key]
+    return sql.format(**{name: f":{name}" for name in names}), [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@cache
+def _insert(into: Columns) -> str:
+    return f"INSERT INTO {into.table} ({', '.join(into.names)}) VALUES ({', '.join('?' * len(into.names))})"
+
+
+@cache
+def _update(of: Columns) -> str:
+    return f"UPDATE {of.table} SET {', '.join(f'{name} = ?' for name, _ in of.values)} WHERE {_key(of)}"
+
+
+@cache
+def _select(of: Columns) -> str:
+    return f"SELECT {', '.join(of.names)} FROM {of.table} WHERE {_key(of)}"
+
+
+@cache
+def _key(of: Columns) -> str:
+    return " AND ".join(f"{name} = ?" for name, _ in of.key)
