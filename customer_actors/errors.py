@@ -1,10 +1,10 @@
 """The errors a caller can tell apart. A class exists only where the caller acts differently.
 
-    CustomerActorsError
-    ├── UsageError      the operator asked for something impossible: exit 2, nothing changed
-    ├── RefusedError    a request was understood and refused: exit 1
-    ├── Outage          database or broker is away or overloaded: roll back, try again, charge nobody
-    └── DataFault       the database refused the data (SQLSTATE class 22 or 23): one message or customer is at fault
+CustomerActorsError
+├── UsageError      the operator asked for something impossible: exit 2, nothing changed
+├── RefusedError    a request was understood and refused: exit 1
+├── Outage          database or broker is away or overloaded: roll back, try again, charge nobody
+└── DataFault       the database refused the data (SQLSTATE class 22 or 23): one message or customer is at fault
 """
 
 

@@ -46,5 +46,13 @@ def route(type_: str, on_credit: bool) -> str:
     return type_ + ON_CREDIT if on_credit else type_
 
 
+WAKES: Final[dict[str, str]] = {
+    STATS: EventType.ORDER_COMPLETED,
+    LOYALTY: EventType.LOYALTY_REDEEMED,
+    CREDIT: EventType.PAYMENT_RECEIVED,
+    SEGMENTATION: EventType.ORDER_COMPLETED,
+}
+"""Actor -> a routing key that rings it, and as few others as there are: for a group that may go on."""
+
 CONCERNS: Final = {key: sum(BIT[actor] for actor in actors) for key, actors in ROUTES.items()}
 """Routing key -> bit mask."""

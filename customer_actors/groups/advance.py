@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
+from customer_actors.errors import DataFault
+
 ERROR_LIMIT = 500
 TRACEBACK_LIMIT = 4_000
 """Characters kept of an error and, from its end, of its traceback."""
@@ -133,7 +135,33 @@ def advance(
 
 
 def fold_round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
-    """One round of a stream actor over the rows `store.lock` can get."""
+    """One round of a stream actor over the rows `store.lock` can get, of about `limit` events.
+
+    When the database refuses the data itself, the round is halved until the one event is found; its group is held.
+    """
+    try:
+        return _round(store, groups, limit)
+    except DataFault as fault:
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            return _both(fold_round(store, groups[:middle], limit), fold_round(store, groups[middle:], limit))
+        return fold_round(store, groups, limit // 2) if limit > 1 else _hold_next(store, groups, fault)
+
+
+def _both(one: Round, other: Round) -> Round:
+    return Round(one.locked + other.locked, one.applied + other.applied, one.held + other.held, one.moved + other.moved)
+
+
+def _hold_next(store: Store[E], groups: Sequence[int], fault: DataFault) -> Round:
+    """Hold a group at its next event, which the database refuses."""
+    with store.transaction():
+        events = store.read(store.lock(groups), 1)
+        holds = [Hold.of(event.customer, event.position, fault) for event in events]
+        store.load(events).save({}, holds)
+        return Round(len(holds), 0, tuple(holds))
+
+
+def _round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
     with store.transaction():
         positions = store.lock(groups)
         if not positions:

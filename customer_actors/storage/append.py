@@ -240,7 +240,7 @@ def _event(draft: Draft, head: list[int], rules: int) -> Event:
     for slot, actor in ((2, STATS), (3, LOYALTY), (4, CREDIT)):
         if concerns & BIT[actor]:
             head[slot] = position
-    of = None if draft.founds_sale else sale
+    of = None if draft.founds_sale or sale is None or sale.position is None else sale
     if draft.founds_sale and sale is not None:
         sale.position = position
     return Event(
@@ -257,7 +257,7 @@ def _event(draft: Draft, head: list[int], rules: int) -> Event:
         on_credit=draft.on_credit,
         already_cancelled=draft.already_cancelled,
         sale_position=of.position if of else None,
-        sale_occurred_at_us=of.occurred_at_us if of and of.position is not None else None,
+        sale_occurred_at_us=of.occurred_at_us if of else None,
         order_id=message.order_id,
         detail=message.detail,
         sale_reference=of.sold_reference if of and of.sold_channel == draft.channel else None,

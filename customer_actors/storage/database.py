@@ -140,6 +140,11 @@ def sorted_errors(database: Database) -> Iterator[None]:
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()
         raise Outage(f"{database.name}: {_first_line(cause)}") from None
+    except ValueError as error:
+        # psycopg2 refuses a NUL, and both drivers half a surrogate pair, before the database sees them.
+        if not isinstance(error, UnicodeEncodeError) and "NUL" not in str(error):
+            raise
+        raise DataFault(f"the database refused the data ({type(error).__name__})") from None
     except Outage:  # of a statement inside this transaction
         database.release()
         raise

@@ -1,10 +1,12 @@
 """Holds in the database: a flag on the locked state row, the details beside it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from customer_actors.domain.routing import WAKES
 from customer_actors.groups.advance import Hold
 from customer_actors.groups.failure import next_try_us
+from customer_actors.storage.bells import add_bell
 from customer_actors.storage.database import Columns, Database, Row, columns
 
 _JITTER = random.Random()
@@ -56,11 +58,22 @@ def _is_due(database: Database, actor: str, group: int, now_us: int) -> bool:
     return bool(rows) and rows[0][0] is not None and rows[0][0] <= now_us
 
 
-def settle(database: Database, actor: str, retried: Sequence[int], failed: Sequence[Hold]) -> None:
-    """Forget the holds of the groups that went on, in the transaction of their attempt."""
+def positions(database: Database, actor: str, groups: Iterable[int]) -> dict[int, int]:
+    """Group -> the position it is held at."""
+    held = columns("held_group", "actor text, customer bigint", "position bigint")
+    return {row[1]: row[2] for row in database.select(held, [(actor, group) for group in groups])}
+
+
+def settle(database: Database, actor: str, retried: Sequence[int], failed: Sequence[Hold], now_us: int) -> None:
+    """Forget the holds of the groups that went on, in the transaction of their attempt.
+
+    The bell that told of what waits behind was let go while they were held, so there is a new one.
+    """
     held = {one.group for one in failed}
-    gone = columns("held_group", "actor text, customer bigint")
-    database.delete(gone, [(actor, group) for group in retried if group not in held])
+    free = sorted(group for group in retried if group not in held)
+    database.delete(columns("held_group", "actor text, customer bigint"), [(actor, group) for group in free])
+    if free:
+        add_bell(database, {WAKES[actor]: free}, now_us)
 
 
 def next_try_of(database: Database, actor: str, group: int) -> int | None:

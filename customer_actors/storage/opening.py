@@ -3,6 +3,9 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
 from customer_actors.errors import UsageError
 from customer_actors.storage.database import Database
 from customer_actors.storage.postgresql import PostgresDatabase
@@ -16,6 +19,13 @@ def open_database(url: str) -> Database:
         UsageError: the URL names no supported database.
     """
     if urlsplit(url).scheme in ("postgres", "postgresql"):
+        try:
+            parse_dsn(url)
+        except psycopg2.ProgrammingError:  # its text quotes the URL, which may hold a password
+            raise UsageError(
+                "DATABASE_URL is no PostgreSQL address; write postgresql://user:password@host:5432/database, with "
+                "special characters of the password percent-encoded and only libpq's options behind the ?"
+            ) from None
         return PostgresDatabase(url)
     path = sqlite_file(url)
     if path is None:
@@ -35,6 +45,8 @@ def sqlite_file(url: str) -> Path | None:
     if parts.scheme != "sqlite" or parts.netloc:
         return None
     path = unquote(parts.path[1:])
-    if not path:
-        raise UsageError("DATABASE_URL names no file; write for example sqlite:///customer_actors.db")
+    if not path or parts.query or parts.fragment:
+        raise UsageError(
+            "DATABASE_URL names no file; write sqlite:///customer_actors.db (a ? in it as %3F, a # as %23)"
+        )
     return Path(path).expanduser()

@@ -26,7 +26,7 @@ _ORGANIZATION = columns("customer", "id bigint", "organization_id text")
 _GROUP = columns("customer_segment", "customer bigint")
 _BEHIND = (
     "SELECT s.customer FROM stats_state s JOIN customer_segment g ON g.customer = s.customer "
-    "WHERE s.customer = {customer} AND s.position > g.position AND g.held_position IS NULL"
+    "WHERE s.customer = {customer} AND s.position > g.position AND g.held_position IS NULL LIMIT 1"
 )
 
 
@@ -62,25 +62,27 @@ class SegmentationStore:
     def round(self, groups: Sequence[int], now_us: int) -> Round:
         """Rescore the customers whose row can be locked."""
         with self.database.transaction():
-            return self._advance(dict(self.database.lock_groups(_LOCKED, groups, "held_position IS NULL")), now_us)[0]
+            return self._advance(dict(self.database.lock_groups(_LOCKED, groups, "held_position IS NULL")), now_us, {})
 
     def retry(self, group: int, now_us: int) -> Round:
         """Try a held customer again if its time has come; locks nothing otherwise."""
         with self.database.transaction():
             due: dict[int, int] = dict(holds.lock_due(self.database, self.actor, _LOCKED, [group], now_us))
-            done, failed = self._advance(due, now_us)
-            holds.settle(self.database, self.actor, list(due), failed)
+            done = self._advance(due, now_us, holds.positions(self.database, self.actor, due))
+            holds.settle(self.database, self.actor, list(due), done.held, now_us)
             return done
 
-    def _advance(self, positions: dict[int, int], now_us: int) -> tuple[Round, list[Hold]]:
+    def _advance(self, positions: dict[int, int], now_us: int, held_at: dict[int, int]) -> Round:
+        """Rescore locked rows. A customer that fails again stays held where it was: statistics may have moved on."""
         if not positions:
-            return Round(0), []
+            return Round(0)
         stats = self.database.select(STATS_STATE, [(group,) for group in positions])
         changed = {row[0]: row for row in stats if row[1] > positions[row[0]]}
         rows, failed = self._rescore(changed, now_us)
         self.database.update(SEGMENT, rows)
+        failed = [hold._replace(position=held_at.get(hold.group, hold.position)) for hold in failed]
         holds.hold(self.database, self.actor, self.table, failed, now_us)
-        return Round(len(positions), len(rows), tuple(failed), tuple(row[0] for row in rows)), failed
+        return Round(len(positions), len(rows), tuple(failed), tuple(row[0] for row in rows))
 
     def _rescore(self, stats_rows: dict[int, Row], now_us: int) -> tuple[list[Row], list[Hold]]:
         organizations: dict[int, str] = dict(self.database.select(_ORGANIZATION, [(group,) for group in stats_rows]))

@@ -77,13 +77,13 @@ class StreamStore(ABC):
         """Hold the groups whose event failed, in the round's transaction."""
         holds.hold(self.database, self.actor, self.table, failed, self.now_us)
         if self.retrying:
-            holds.settle(self.database, self.actor, list(self.rows), failed)
+            holds.settle(self.database, self.actor, list(self.rows), failed, self.now_us)
 
     def behind(self, groups: Sequence[int]) -> list[int]:
         """Those of the groups whose head is past the position, and that are not held."""
         sql = (
             f"SELECT c.id FROM customer c JOIN {self.table} s ON s.customer = c.id "
-            f"WHERE c.id = {{customer}} AND c.head_{self.actor} > s.position AND s.held_position IS NULL"
+            f"WHERE c.id = {{customer}} AND c.head_{self.actor} > s.position AND s.held_position IS NULL LIMIT 1"
         )
         with self.database.reading():
             rows = self.database.for_each(_GROUP, sql, [(group,) for group in groups])

@@ -208,24 +208,6 @@ def test_early_and_doubled_messages_charge_nothing_and_end(
     assert not [raised for _, raised in service.seen.processed if raised]
 
 
-def test_a_bad_deploy_in_which_every_customer_fails_parks_nobody(
-    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None
-) -> None:
-    """A mass failure is not the customers' fault: no attempts are charged while it lasts."""
-    tried: Counter[int] = Counter()
-
-    def fail(event: Event) -> None:
-        tried[event.customer] += 1
-        raise ValueError("bad deploy")
-
-    break_loyalty(fail)
-    with running(storage) as service:
-        service.take(*(order(str(number), "10", customer_id=f"c{number}") for number in range(CROWD)))
-        wait_until(lambda: len(tried) == CROWD)
-        wait_until(lambda: service.idle() or min(tried.values()) > failure.MAX_ATTEMPTS + 1)
-    assert storage.value("SELECT count(*) FROM held_group WHERE next_try_us IS NULL") == 0
-
-
 def test_an_outage_tries_the_bundle_again_and_charges_nobody(
     postgres_storage: Storage, postgres: PrivatePostgres, break_loyalty: Callable[[Broken], None]
 ) -> None:
