@@ -15,10 +15,14 @@ _LIBRARIES: Final = ("dramatiq", "pika", "psycopg2-binary", "peewee")
 
 
 def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
-    """Cores and versions, for printing beside the numbers. The two servers' versions come from the servers."""
+    """Cores, load and versions, for printing beside the numbers. The servers' versions come from the servers.
+
+    Call it before any work: what runs beside the benchmark lengthens every latency.
+    """
     usable = len(os.sched_getaffinity(0))
     facts = {
         "cores": f"{usable} ({platform.machine()})",
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "Python": platform.python_version(),
         "PostgreSQL": postgres,
         "RabbitMQ": rabbitmq,

@@ -206,6 +206,9 @@ def measure(events: int, baseline_events: int, rounds: int, latency_seconds: flo
     sides: dict[str, list[Measured]] = {"baseline": [], "ours": [], "embedded": []}
     with PrivatePostgres() as postgres, PrivateRabbitMQ() as rabbitmq, server_folder("benchmark") as folder:
         servers = Servers(postgres, rabbitmq, folder)
+        with cursor_on(postgres.url()) as cursor:
+            cursor.execute("SHOW server_version")
+            facts = machine.describe(cursor.fetchone()[0], rabbitmq.ctl("version").strip())
         for number in range(1, rounds + 1):
             say(f"round {number} of {rounds}")
             sides["baseline"].append(baseline(servers, lines[:baseline_events]))
@@ -215,9 +218,6 @@ def measure(events: int, baseline_events: int, rounds: int, latency_seconds: flo
         unconfirmed = baseline(servers, lines[:baseline_events], confirms=False)
         say(f"latency at {LATENCY_PER_S} events/s")
         latencies = latencies_ms(servers, latency_seconds)
-        with cursor_on(postgres.url()) as cursor:
-            cursor.execute("SHOW server_version")
-            facts = machine.describe(cursor.fetchone()[0], rabbitmq.ctl("version").strip())
     return Results(facts, sides["baseline"], unconfirmed, sides["ours"], sides["embedded"], latencies)
 
 

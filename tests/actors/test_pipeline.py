@@ -32,8 +32,6 @@ from tests.storage.support import NOW_US, Storage
 from tests.storage.test_outage import end_connections
 
 THREADS = 4
-CROWD = 24
-"""Customers of a bad deploy: enough for a mass failure."""
 
 Broken = Callable[[Event], None]
 
