@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-servers demo test check coverage clean
+.PHONY: help setup setup-servers demo test check bench coverage clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ check: setup ## Style, types and the direction of the arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: setup setup-servers ## Measure the pipeline beside the same handlers written plainly on Dramatiq
+	$(BIN)/python -m benchmarks.pipeline
 
 coverage: setup setup-servers ## All tests, and the lines and branches they leave out
 	$(BIN)/coverage run -m pytest

@@ -173,15 +173,15 @@ class Settings(BaseSettings):
     suspend_after_days: int = _RULES.suspend_after_days
     """Days overdue after which the nightly run suspends an account [C7]."""
 
-    batch_size: int = Field(default=300, ge=1, le=10_000)
+    batch_size: int = Field(default=1000, ge=1, le=10_000)
     """Most messages that ingest commits in one transaction."""
     batch_age_ms: int = Field(default=15, ge=1, le=10_000)
     """Longest time, in milliseconds, that ingest waits for a batch to fill."""
-    prefetch: int = Field(default=600, ge=1, le=65_535)
+    prefetch: int = Field(default=2000, ge=1, le=65_535)
     """Most messages the broker hands to ingest without an acknowledgement."""
-    round_events: int = Field(default=500, ge=1, le=10_000)
+    round_events: int = Field(default=2000, ge=1, le=10_000)
     """Most events an actor folds in one transaction."""
-    bundle_size: int = Field(default=200, ge=1, le=10_000)
+    bundle_size: int = Field(default=400, ge=1, le=10_000)
     """Most customers in one message to an actor."""
     sweep_seconds: int = Field(default=5, ge=1, le=3600)
     """Age, in seconds, at which an unanswered bell is rung again."""

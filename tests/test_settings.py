@@ -130,7 +130,7 @@ def test_given_variables_are_the_only_ones(working_directory: Path, monkeypatch:
     (working_directory / ".env").write_text("CUSTOMER_ACTORS_BATCH_SIZE=7\n")
     monkeypatch.setenv("CUSTOMER_ACTORS_PREFETCH", "9")
     assert load_settings({}).model_dump() == Settings({}).model_dump()
-    assert load_settings({}).batch_size == 300
+    assert load_settings({}).batch_size == 1000
     assert load_settings({}).prefetch == 600
 
 

@@ -1,12 +1,17 @@
 """PostgreSQL: one statement per step and batch, over arrays."""
 
+import io
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import peewee
 
 from customer_actors.storage.database import Columns, Database, Row
+
+COPY_FROM_ROWS: Final = 16
+"""From so many rows on, COPY costs less than an INSERT over arrays, though it needs one more round trip."""
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class PostgresDatabase(Database):
@@ -32,7 +37,10 @@ class PostgresDatabase(Database):
         return _marks(sql)
 
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
-        if rows:
+        if len(rows) >= COPY_FROM_ROWS:
+            text = io.StringIO("".join(_copy_line(row) for row in rows))
+            self._connection().cursor().copy_expert(f"COPY {into.table} ({', '.join(into.names)}) FROM STDIN", text)
+        elif rows:
             self._run(_insert(into), rows)
 
     def insert_missing(self, into: Columns, rows: Sequence[Row]) -> set[Row]:
@@ -112,3 +120,14 @@ def _names(pairs: Sequence[tuple[str, str]], prefix: str = "") -> str:
 
 def _same(pairs: Sequence[tuple[str, str]], left: str, right: str) -> str:
     return " AND ".join(f"{left}.{name} = {right}.{name}" for name, _ in pairs)
+
+
+def _copy_line(row: Row) -> str:
+    """A row in COPY's text format."""
+    return "\t".join([_copy_field(value) for value in row]) + "\n"
+
+
+def _copy_field(value: Any) -> str:
+    if value is None:
+        return "\\N"
+    return value.translate(_ESCAPES) if isinstance(value, str) else str(value)

@@ -348,14 +348,13 @@ def test_a_usage_error_of_the_readiness_check_ends_the_run(url: str) -> None:
 def test_connections_closed_time_and_again_lose_nothing_keep_the_order_and_get_no_foreign_tags(
     close_connections: Callable[[], None], url: str
 ) -> None:
-    messages = numbered(150, ORDER, POS)
+    messages = numbered(200)
     database, closed = Database(), 0
 
     def close(batch: list[Received]) -> None:
-        # At full prefetch: more is under way than the batch, with tags above those the next connection begins with.
+        # More is under way than this batch, with tags above those that the next connection begins with.
         nonlocal closed
-        orders = [received for received in batch if received.routing_key == ORDER]
-        if closed < 3 and len(orders) > 1 and consumer.consumes(20, closed + 1, ORDERS):
+        if closed < 3 and len(batch) > 1 and consumer.consumes(20, closed + 1, ORDERS):
             close_connections()
             closed += 1
             wait_until(lambda: [entry["queue"] for entry in consumer.said("not connected")].count(ORDERS) == closed)
@@ -365,11 +364,9 @@ def test_connections_closed_time_and_again_lose_nothing_keep_the_order_and_get_n
         send(url, messages)
         wait_until(lambda: database.holds(messages))
     assert closed == 3
-    for type_ in (ORDER, POS):
-        assert first_seen(database.bodies(type_)) == list(range(150))
-    errors = {entry["error"] for entry in consumer.said("not connected")}
+    assert first_seen(database.bodies()) == list(range(200))
     # Acknowledging a tag that a channel did not hand out makes the broker close it: 406.
-    assert errors == {"320 CONNECTION_FORCED - closed by the test"}
+    assert not [entry for entry in consumer.said("not connected") if entry["error"].startswith("406")]
     assert_acknowledged(url)
 
 

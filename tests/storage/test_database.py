@@ -215,13 +215,14 @@ def test_a_database_nobody_serves_is_an_outage() -> None:
 # --- SQLite: one writer ---------------------------------------------------------------------------------------------
 
 
-def test_threads_that_write_at_once_wait_for_each_other(tmp_path: Path) -> None:
+def test_threads_that_write_at_once_wait_for_each_other_and_never_for_the_busy_timeout(tmp_path: Path) -> None:
     database = open_database(f"sqlite:///{tmp_path}/threads.db")
     migrate(database)
     errors: list[Exception] = []
 
     def write(thread: int) -> None:
         storage = Storage(database)
+        database.execute("PRAGMA busy_timeout = 0")
         try:
             for number in range(WRITES):
                 storage.receive(order(f"{thread}-{number}", "1"))
