@@ -28,7 +28,7 @@ def refusal(**env: str) -> str:
 def test_without_any_variable_everything_runs_in_one_process_on_a_file() -> None:
     settings = load_settings({})
     assert (settings.database_url, settings.rabbitmq_url) == ("sqlite:///customer_actors.db", None)
-    assert (settings.batch_size, settings.batch_age_ms, settings.prefetch) == (300, 15, 600)
+    assert (settings.batch_size, settings.batch_age_ms, settings.prefetch) == (1000, 15, 2000)
     assert (settings.nightly_segments_cron, settings.nightly_credit_cron) == ("15 3 * * *", "45 3 * * *")
 
 
@@ -131,7 +131,7 @@ def test_given_variables_are_the_only_ones(working_directory: Path, monkeypatch:
     monkeypatch.setenv("CUSTOMER_ACTORS_PREFETCH", "9")
     assert load_settings({}).model_dump() == Settings({}).model_dump()
     assert load_settings({}).batch_size == 1000
-    assert load_settings({}).prefetch == 600
+    assert load_settings({}).prefetch == 2000
 
 
 def test_a_dotenv_that_is_no_text_is_refused_by_name(working_directory: Path) -> None:

@@ -31,6 +31,8 @@ QUIET_CUSTOMERS = 1_000
 BLOCK, BURSTS = 5, 4
 """Customers per bell, and bells per customer."""
 KEYS = 250
+CROWDS, CROWD = 30, 20
+"""Times that all processes make the same new customers, and how many these are."""
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -149,6 +151,29 @@ def assert_positions_have_no_gaps(storage: Storage) -> None:
         "HAVING count(*) <> c.head OR min(e.position) <> 1 OR max(e.position) <> c.head"
     )
     assert storage.database.query(sql) == []
+
+
+def append_for_shared_customers(url: str, seed: int) -> list[Outcome]:
+    """Orders of one's own, for new customers that every process meets at the same moment in an order of its own."""
+    storage, drawn, outcomes = Storage(open_database(url)), Random(seed), []
+    for number in range(CROWDS):
+        crowd = [f"c{number}-{n}" for n in range(CROWD)]
+        drawn.shuffle(crowd)
+        _at_once[0].wait(30)
+        outcomes += storage.receive(*(order(f"{customer}-{seed}", "10", customer_id=customer) for customer in crowd))
+    storage.database.release()
+    return outcomes
+
+
+def test_processes_that_share_customers_but_no_order_do_not_deadlock(
+    postgres_storage: Storage, migrated_url: str
+) -> None:
+    shares = [(migrated_url, seed) for seed in range(PROCESSES)]
+    with spawn.Pool(PROCESSES, meet_at, (spawn.Barrier(PROCESSES),)) as pool:
+        results = pool.starmap_async(append_for_shared_customers, shares, chunksize=1).get(60)
+    assert results == [[Outcome.ACCEPTED] * CROWDS * CROWD] * PROCESSES
+    assert_positions_have_no_gaps(postgres_storage)
+    assert postgres_storage.value("SELECT count(*) FROM customer WHERE head = ?", PROCESSES) == CROWDS * CROWD
 
 
 SINGLES: list[Callable[[str], Message]] = [
