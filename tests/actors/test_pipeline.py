@@ -32,6 +32,7 @@ from tests.storage.support import NOW_US, Storage
 from tests.storage.test_outage import end_connections
 
 THREADS = 4
+CROWD = 50
 
 Broken = Callable[[Event], None]
 
@@ -183,6 +184,25 @@ def test_attempts_used_up_park_and_end_the_chain_of_messages(
     assert held(storage) == [("loyalty", storage.number(), 1, failure.MAX_ATTEMPTS)]
     assert next_try_of(storage.database, "loyalty", storage.number()) is None
     assert Counter(service.seen.processed)["held", dramatiq.Retry] == failure.MAX_ATTEMPTS - 2
+
+
+def test_no_retry_is_delivered_before_its_time(storage: Storage, break_loyalty: Callable[[Broken], None]) -> None:
+    """One that came a fraction of a millisecond early would find nothing due and end its chain."""
+
+    def fail(event: Event) -> None:
+        raise ValueError("never")
+
+    break_loyalty(fail)
+    storage.append([order(str(number), "10", customer_id=f"c{number}") for number in range(CROWD)])
+    service = Running(storage, 500, now_us)
+    assert len(service.pipeline.advance("loyalty", storage.stores().of("loyalty").all_behind()).held) == CROWD
+    assert isinstance(service.broker, StubBroker)
+    delayed = service.broker.queues["held.DQ"]
+    messages = [dramatiq.Message.decode(delayed.get_nowait()) for _ in range(CROWD)]
+    for message in messages:
+        next_try = next_try_of(storage.database, *message.args)
+        assert next_try is not None
+        assert message.options["eta"] * 1_000 >= next_try
 
 
 def test_early_and_doubled_messages_charge_nothing_and_end(

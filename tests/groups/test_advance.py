@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from customer_actors.errors import DataFault
 from customer_actors.groups.advance import (
     ERROR_LIMIT,
     TRACEBACK_LIMIT,
@@ -228,6 +229,39 @@ def test_what_saving_raises_keeps_nothing_of_the_round_and_reaches_the_caller() 
     with pytest.raises(ConnectionError):
         run(memory, 1)
     assert (memory.positions, memory.held, memory.open) == ({}, {}, False)
+
+
+class Refusing(Memory):
+    """A database that refuses what some events make of their groups, however many others are saved with them."""
+
+    refused: frozenset[tuple[int, int]] = frozenset()
+
+    def save(self, positions: dict[int, int], holds: Sequence[Hold]) -> None:
+        before = self.positions.copy()
+        super().save(positions, holds)
+        for group, position in self.refused:
+            if before.get(group, 0) < position <= self.positions.get(group, 0):
+                raise DataFault("refused")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 100])
+def test_data_the_store_refuses_holds_its_group_alone_at_its_event(limit: int) -> None:
+    memory = Refusing(dict.fromkeys(range(1, 8), 6), limit=limit)
+    memory.refused = frozenset({(2, 1), (5, 4), (7, 6)})
+    report = run(memory, *range(1, 8))
+    assert memory.held == {2: 1, 5: 4, 7: 6}
+    assert memory.positions == {1: 6, 3: 6, 4: 6, 5: 3, 6: 6, 7: 5}
+    assert sorted(hold[:2] for hold in report.held) == [(2, 1), (5, 4), (7, 6)]
+    assert report.applied == sum(memory.positions.values())
+    assert report.moved == set(memory.positions)
+
+
+def test_refused_data_and_an_event_that_raises_hold_their_groups_side_by_side() -> None:
+    memory = Refusing({1: 4, 2: 4, 3: 4}, bad={(1, 2), (3, 1)})
+    memory.refused = frozenset({(2, 3)})
+    report = run(memory, 1, 2, 3)
+    assert (memory.held, memory.positions) == ({1: 2, 2: 3, 3: 1}, {1: 1, 2: 2})
+    assert sorted(hold[:2] for hold in report.held) == [(1, 2), (2, 3), (3, 1)]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

@@ -125,6 +125,51 @@ def test_no_body_or_property_can_keep_a_refused_message_out_of_quarantine(storag
     assert (bytes(body), seen) == (received.body, 2)
 
 
+HOSTILE = [
+    *(
+        "'; DROP TABLE event --",
+        "%s",
+        "%(x)s",
+        "?",
+        "{customer}",
+        "$1",
+        ":name",
+        "NULL",
+        "\\N",
+        "\\.",
+        "\\",
+        "{a,b}",
+        '"',
+        "()",
+    ),
+    *(
+        "tab\there",
+        "line\nfeed",
+        "line\r\nend",
+        "\x0b\x0c\x1b[31m\x7f\x85\u2028",
+        "\U0001f600 e\u0301 \u202e",
+        "\\x41\\101\\b",
+    ),
+]
+
+
+@pytest.mark.parametrize("copies", [1, 20], ids=["few rows", "many rows"])
+def test_text_is_stored_as_it_is_whatever_it_holds(storage: Storage, copies: int) -> None:
+    """Large inserts take another way into PostgreSQL than small ones."""
+    for text in HOSTILE:
+        sales = [
+            order(f"{text}{number}", "1", customer_id=text)._replace(payload=f'"{text}{number}"')
+            for number in range(copies)
+        ]
+        policy = AppendPolicy(number_of(storage.database, RULES, NOW_US), "bronze")
+        append(storage.database, [Incoming(None, message) for message in sales], policy, NOW_US)
+        assert [event.reference for event in storage.events(text)] == [message.reference for message in sales]
+        payloads = "SELECT payload FROM event_payload WHERE customer = ? ORDER BY position"
+        assert storage.database.query(payloads, (storage.number(text),)) == [(message.payload,) for message in sales]
+    for message in (order(f"{text}0", "1", customer_id=text) for text in HOSTILE):
+        assert storage.receive(message) == [DUP]
+
+
 def test_a_refused_command_is_answered_and_not_kept(storage: Storage) -> None:
     storage.receive(redemption("r", 5))
     policy = AppendPolicy(number_of(storage.database, RULES, NOW_US), "bronze")

@@ -31,7 +31,7 @@ QUIET_CUSTOMERS = 1_000
 BLOCK, BURSTS = 5, 4
 """Customers per bell, and bells per customer."""
 KEYS = 250
-CROWDS, CROWD = 30, 20
+CROWDS, CROWD = 12, 200
 """Times that all processes make the same new customers, and how many these are."""
 
 spawn = multiprocessing.get_context("spawn")
