@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from customer_actors.domain.routing import ROUTES
+from customer_actors.domain.routing import ACTORS, ROUTES
 
 
 def plan(bell: Mapping[str, Sequence[int]], bundle_size: int) -> Iterator[tuple[str, list[int]]]:
@@ -12,7 +12,7 @@ def plan(bell: Mapping[str, Sequence[int]], bundle_size: int) -> Iterator[tuple[
     """
     customers_of: dict[str, set[int]] = {}
     for routing_key, customers in bell.items():
-        for actor in ROUTES[routing_key]:
+        for actor in ROUTES.get(routing_key, ACTORS):  # a type of a newer version may concern anybody
             customers_of.setdefault(actor, set()).update(customers)
     for actor, wanted in customers_of.items():
         for bundle in bundles(sorted(wanted), bundle_size):

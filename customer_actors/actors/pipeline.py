@@ -104,7 +104,7 @@ class Pipeline:
     def _ring_at_next_try(self, actor: str, customer: int) -> None:
         next_try = next_try_of(self.stores.database, actor, customer)
         if next_try is not None:
-            self.ring_held(actor, customer, max(0, next_try - self.clock()) // 1_000 + 1)
+            self.ring_held(actor, customer, self._delay_ms(next_try))
 
     def _retry(self, actor: str, customer: int) -> None:
         """One attempt of a held customer, if its time has come: Dramatiq's Retries middleware is the only clock.
@@ -122,4 +122,8 @@ class Pipeline:
         if next_try is None:
             log.error("parked", actor=actor, customer=customer, then="waits for a person")
             return
-        raise dramatiq.Retry("held", delay=max(0, next_try - self.clock()) // 1_000 + 1)
+        raise dramatiq.Retry("held", delay=self._delay_ms(next_try))
+
+    def _delay_ms(self, next_try_us: int) -> int:
+        """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a millisecond is cut off."""
+        return max(0, next_try_us - self.clock()) // 1_000 + 2

@@ -15,7 +15,7 @@ def overdue(stores: Stores, now_us: int, grace_us: int) -> Overdue:
     concerned: dict[str, set[int]] = {}
     for _, bell in bells:
         for routing_key, customers in bell.items():
-            for actor in ROUTES[routing_key]:
+            for actor in ROUTES.get(routing_key, ACTORS):
                 for rung in (actor, *AFTER.get(actor, ())):
                     concerned.setdefault(rung, set()).update(customers)
     behind = {actor: stores.of(actor).behind(sorted(customers)) for actor, customers in concerned.items()}
