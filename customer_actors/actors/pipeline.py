@@ -125,5 +125,5 @@ class Pipeline:
         raise dramatiq.Retry("held", delay=self._delay_ms(next_try))
 
     def _delay_ms(self, next_try_us: int) -> int:
-        """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a millisecond is cut off."""
+        """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a ms is cut off."""
         return max(0, next_try_us - self.clock()) // 1_000 + 2
