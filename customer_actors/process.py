@@ -67,7 +67,7 @@ class Stop:
 def stopping_on_signals(limit_s: float = LIMIT_S) -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a `Stop`, and end the process hard when the block has not ended by the limit.
 
-    The signals are blocked and taken by a thread: no exception can appear in the middle of a commit (GUARANTEES M9),
+    The signals are blocked and taken by a thread: no exception can appear in the middle of a commit [M9],
     and a main thread that hangs in a database driver still ends in time. Enter it before any other thread starts.
     """
     stop, over = Stop(), threading.Event()

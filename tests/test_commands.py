@@ -98,14 +98,24 @@ def test_a_charge_without_an_account_is_refused(asking: Service) -> None:
     assert charge_credit(asking, ORG, CUSTOMER, "O2", 1).reason == "there is no credit account"
 
 
+def test_a_refused_charge_may_be_asked_again(asking: Service) -> None:
+    open_credit(asking, ORG, CUSTOMER, 10_00, 14)
+    assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00).outcome == "refused"
+    receive(
+        asking,
+        '{"event": "payment.received", "data": {"customer_id": "%s", "amount": 50, "payment_reference": "P1"}}'
+        % CUSTOMER,
+    )
+    assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00) == CommandResult(APPLIED, None, 4)
+
+
 def test_the_same_charge_again_is_a_duplicate_and_other_content_under_its_order_is_refused(asking: Service) -> None:
     open_credit(asking, ORG, CUSTOMER, 100_00, 14)
     charge_credit(asking, ORG, CUSTOMER, "O1", 60_00)
-    assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00) == CommandResult(DUPLICATE, None, 2)
+    assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00) == CommandResult(DUPLICATE, None, 3)
     conflict = charge_credit(asking, ORG, CUSTOMER, "O1", 61_00)
-    assert (conflict.outcome, conflict.position) == ("refused", None)
-    assert "another amount" in str(conflict.reason)
-    assert view(asking)["position"] == 2
+    assert conflict == CommandResult("refused", "the order used credit of another amount", 4)
+    assert (view(asking)["credit"] or {})["used"] == "60.00"  # type: ignore[index]
 
 
 def test_a_charge_and_a_credit_sale_of_one_order_are_one(asking: Service) -> None:

@@ -30,6 +30,8 @@ def credit() -> None:
     """Credit accounts: open one, charge an order to one.
 
     The outcome is printed: applied or duplicate (exit 0), refused or waiting behind a held event (exit 1).
+
+    Example: customer-actors credit open C000042 --limit 1000.00
     """
 
 
@@ -79,6 +81,8 @@ def loyalty() -> None:
     """Loyalty points: redeem some.
 
     The outcome is printed: applied or duplicate (exit 0), refused or waiting behind a held event (exit 1).
+
+    Example: customer-actors loyalty redeem C000042 100 VOUCHER-7
     """
 
 

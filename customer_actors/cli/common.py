@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from customer_actors.storage.opening import open_database, sqlite_file
 from customer_actors.storage.schema import require_current
 from customer_actors.telemetry import configure_logging
 
-OK, PROBLEMS, USAGE, ALREADY_DONE, CANNOT_CONNECT = 0, 1, 2, 3, 4
+OK, PROBLEMS, USAGE, CANNOT_CONNECT = 0, 1, 2, 4
 
 _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (UsageError, USAGE),
@@ -90,6 +90,3 @@ def printable(text: str) -> str:
 def leave(code: int) -> NoReturn:
     """End the verb with an exit code."""
     raise click.exceptions.Exit(code)
-
-
-Verb = Callable[..., Any]

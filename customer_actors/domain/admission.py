@@ -38,7 +38,8 @@ class Sale:
     cancelled: bool = False
     alias: str | None = None
     """An order row that is one with a POS sale: that sale's transaction id [A5]."""
-    charged_minor: int | None = None
+    charged: bool = False
+    """A charge named this order: its cancellation concerns that customer [C4]."""
 
     @property
     def key(self) -> SaleKey:
@@ -47,7 +48,7 @@ class Sale:
     @property
     def blank(self) -> bool:
         """Nothing is known: a placeholder made to lock the key, to be removed again."""
-        return self.amount_minor is None and self.charged_minor is None and not self.cancelled
+        return self.amount_minor is None and not self.charged and not self.cancelled
 
 
 class Redemption(NamedTuple):
@@ -134,9 +135,9 @@ def _order_completed(message: Message, registry: Registry) -> Decision:
     organization_id, customer_id = message.organization_id, message.customer_id
     assert customer_id is not None
     order = registry.sale(organization_id, Channel.ORDER, message.reference)
-    if order.customer_id is not None and order.customer_id != customer_id:
-        return _conflict(message, f"order {order.reference} was already received for another customer")
     if order.amount_minor is not None:
+        if order.customer_id != customer_id:
+            return _conflict(message, f"order {order.reference} was already received for another customer")
         if order.amount_minor != message.amount_minor:
             return _conflict(message, f"order {order.reference} was already received with another amount")
         return _duplicate(registry.meaning(order))
@@ -244,25 +245,31 @@ def _payment_received(message: Message, registry: Registry) -> Decision:
     amount_minor = registry.payments.get(key)
     if amount_minor is None:
         registry.payments[key] = message.amount_minor
-        return _into_stream(message)
+        draft = Draft(message.type, message.customer_id, message, amount_minor=message.amount_minor)
+        order = registry.sales.get((message.organization_id, Channel.ORDER.value, message.order_id or ""))
+        if order is not None and order.customer_id == message.customer_id:
+            # The order may be one with a till sale: the money is meant for that sale's usage [A5, C2].
+            draft.sale = registry.meaning(order)
+            draft.channel = draft.sale.sold_channel
+        return Decision(Outcome.ACCEPTED, draft, customer_id=message.customer_id)
     if amount_minor != message.amount_minor:
         return _conflict(message, f"payment {message.reference} was already received with another amount")
     return Decision(Outcome.DUPLICATE, customer_id=message.customer_id)
 
 
 def _credit_charged(message: Message, registry: Registry) -> Decision:
-    """A charge registers its order, so that the cancellation finds it [C4]."""
+    """A charge registers its order, so that the cancellation finds it [C4].
+
+    It is a request, and may be asked again after a refusal: each one enters the stream and the fold decides. It does
+    not make the order its customer's: a completion may still come for another.
+    """
     customer_id = message.customer_id
     assert customer_id is not None
     order = registry.sale(message.organization_id, Channel.ORDER, message.reference)
     sale = registry.meaning(order)
-    if (order.customer_id or sale.customer_id) not in (None, customer_id):
+    if order.customer_id not in (None, customer_id):
         return _conflict(message, f"order {order.reference} belongs to another customer")
-    if order.charged_minor is not None:
-        if order.charged_minor != message.amount_minor:
-            return _conflict(message, f"order {order.reference} was already charged with another amount")
-        return Decision(Outcome.DUPLICATE, customer_id=customer_id)
-    order.customer_id, order.charged_minor = customer_id, message.amount_minor
+    order.customer_id, order.charged = customer_id, True
     order.on_credit = sale.on_credit = True
     draft = Draft(
         message.type,

@@ -66,6 +66,8 @@ class Payment(NamedTuple):
     """The part that pays no usage; without an account all of it, in suspense [C3]."""
     order_id: str | None
     """The order it is meant for [C2]."""
+    sale_position: int | None = None
+    """Where the sale of that order stood when the money came, if it was known."""
 
 
 class Allocation(NamedTuple):
@@ -166,9 +168,10 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
     """A charge is a request, so it can be refused [C4]."""
     if event.already_cancelled:
         return Result(account, refused="the order was cancelled before")
-    # The order may be one with a sale that used credit under another id [A5].
-    if event.sale_position in ledger.usages or any(ledger.knows(*name) for name in names_of(event)):
-        return Result(account, duplicate=True)
+    used = next((usage for usage in ledger.usages.values() if _is_of(event, usage)), None)
+    if used is not None:
+        same = used.amount_minor == event.amount_minor
+        return Result(account, duplicate=same, refused=None if same else "the order used credit of another amount")
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
     if account.status == SUSPENDED:
@@ -180,7 +183,11 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
 
 def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
     """The order's usages end; the money that paid them is free again and finds others [C5]."""
-    ended = {usage.position: usage for usage in ledger.usages.values() if _ends(event, usage)}
+    ended = {
+        usage.position: usage
+        for usage in ledger.usages.values()
+        if usage.cancelled_position is None and _is_of(event, usage)
+    }
     released = tuple(
         Allocation(event.position, payment, usage, -net)
         for (payment, usage), net in sorted(ledger.allocated.items())
@@ -201,7 +208,7 @@ def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
 def _paid(account: Account, event: Event, ledger: Ledger) -> Result:
     """Money is always taken: by the account, even a suspended one, else into suspense [C2, C3]."""
     amount = event.amount_minor
-    payment = Payment(event.position, event.reference, amount, amount, event.order_id)
+    payment = Payment(event.position, event.reference, amount, amount, event.order_id, event.sale_position)
     if account.status is None:
         account = account._replace(suspense_minor=account.suspense_minor + amount)
     else:
@@ -284,10 +291,9 @@ def _over_limit(account: Account, amount_minor: int) -> bool:
     return amount_minor > account.limit_minor - account.used_minor + account.unapplied_minor
 
 
-def _ends(event: Event, usage: Usage) -> bool:
-    """Whether a cancellation ends a usage: that of the sale it names, or of a charge of its order [C5]."""
-    named = usage.position == event.sale_position or (usage.channel, usage.reference) in names_of(event)
-    return usage.cancelled_position is None and named
+def _is_of(event: Event, usage: Usage) -> bool:
+    """Whether a usage is of the sale or order that a charge or cancellation names, by any of its names [A5]."""
+    return usage.position == event.sale_position or (usage.channel, usage.reference) in names_of(event)
 
 
 def names_of(event: Event) -> list[tuple[str, str]]:
@@ -340,6 +346,8 @@ def _moves(idle: Sequence[Payment], due: Sequence[Usage]) -> Iterator[tuple[int,
     for payment in idle:
         left = payment.unapplied_minor
         named = of_order.get(payment.order_id)
+        if named is None and payment.sale_position in outstanding:
+            named = payment.sale_position
         while left and queue:
             target, named = queue[0] if named is None else named, None
             amount = min(left, outstanding[target])

@@ -102,13 +102,13 @@ class Event(NamedTuple):
     already_cancelled: bool
     """A completion that came after its cancellation: only cancelled_orders + 1 [A4]."""
     sale_position: int | None
-    """Cancellation or charge: where the sale of that order stands; None while the order was never completed."""
+    """Cancellation, charge or payment: where the sale of the order it names stands; None while that is not known."""
     sale_occurred_at_us: int | None
     order_id: str | None
     """Payment: the open order it names [C2]."""
     detail: str | None
     sale_reference: str | None = None
-    """Cancellation or charge: the id under which that sale was made, maybe another than the order's [A5]."""
+    """The id under which that sale was made, maybe another than the order's [A5]."""
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

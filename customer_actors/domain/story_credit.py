@@ -93,7 +93,7 @@ class CreditTeller:
                 same_sale = {self._by_sale.get((event.channel or _ORDER, event.reference)), *self._named(event)}
                 return self._picked(same_sale & self.usages.keys(), self._money_for(event.amount_minor))
             case EventType.PAYMENT_RECEIVED:
-                return self._picked(self._reached_by(event.amount_minor, (event.order_id,)))
+                return self._picked(self._reached_by(event.amount_minor, [(event.order_id, event.sale_position)]))
             case EventType.ORDER_CANCELLED:
                 return self._ledger_of_cancellation(event)
             case EventType.CREDIT_OPENED:
@@ -106,7 +106,7 @@ class CreditTeller:
         ended = {position for position in self._named(event) if position in self.usages}
         allocated = {(paid, usage): net for usage in ended for paid, net in self._paid_by.get(usage, Counter()).items()}
         payments = {payment for payment, _ in allocated}
-        orders = {self.payments[payment].order_id for payment in payments}
+        orders = [(self.payments[payment].order_id, self.payments[payment].sale_position) for payment in payments]
         ledger = self._picked(ended | self._reached_by(sum(allocated.values()), orders, ended), payments)
         ledger.allocated = allocated
         return ledger
@@ -122,11 +122,14 @@ class CreditTeller:
             {position: self.payments[position] for position in payments},
         )
 
-    def _reached_by(self, money: int, orders: Iterable[str | None], ended: Collection[int | None] = ()) -> set[int]:
+    def _reached_by(
+        self, money: int, orders: Iterable[tuple[str | None, int | None]], ended: Collection[int | None] = ()
+    ) -> set[int]:
         """The usages that so much money may pay: of the orders named, and the oldest ones together as large as it."""
         if self.account.status is None:  # suspense pays nothing
             return set()
-        reached = {self._by_sale[_ORDER, order] for order in orders if (_ORDER, order) in self._by_sale}
+        named = (at for order, sale in orders for at in (self._by_sale.get((_ORDER, order)), sale))
+        reached = {position for position in named if position is not None and position in self.usages}
         for _, position in self._open:
             if money <= 0:
                 break

@@ -22,7 +22,7 @@ SALE = columns(
     "sale",
     "organization_id text, channel text, reference text",
     "customer_id text, amount_minor bigint, sold_channel text, sold_reference text, position bigint, "
-    "occurred_at_us bigint, on_credit boolean, cancelled boolean, alias text, charged_minor bigint",
+    "occurred_at_us bigint, on_credit boolean, cancelled boolean, alias text, charged boolean",
 )
 PAYMENT = columns("payment_key", "organization_id text, customer_id text, reference text", "amount_minor bigint")
 REDEMPTION = columns("command_key", "organization_id text, reference text", "customer_id text, points bigint")
@@ -103,9 +103,9 @@ class _Books:
         self._stored: dict[SaleKey, Row] = {}
         self._new_organizations: set[Row] = set()
         self._load_currencies(messages, currency)
-        self._load_sales(
-            {(m.organization_id, Channel.ORDER.value, m.reference) for m in messages if m.type in _NAMES_ORDER}
-        )
+        orders = {(m.organization_id, Channel.ORDER.value, m.reference) for m in messages if m.type in _NAMES_ORDER}
+        paid = {(m.organization_id, Channel.ORDER.value, m.order_id) for m in messages if m.order_id}
+        self._load_sales(orders, if_known=paid - orders)
         self._load_sales(
             {(m.organization_id, Channel.POS.value, m.reference) for m in messages if m.type == EventType.POS_COMPLETED}
             | {(m.organization_id, Channel.POS.value, m.pos_transaction_id) for m in messages if m.pos_transaction_id}
@@ -141,10 +141,10 @@ class _Books:
         self.registry.currencies = known
         self._known_currencies = set(known)
 
-    def _load_sales(self, wanted: Iterable[SaleKey]) -> None:
+    def _load_sales(self, wanted: Iterable[SaleKey], if_known: Iterable[SaleKey] = ()) -> None:
         keys = sorted(wanted)
         new = self.database.insert_missing(SALE_KEY, keys)
-        old = [key for key in keys if key not in new]
+        old = sorted([*(key for key in keys if key not in new), *if_known])
         for row in self.database.lock(SALE, old, "t.organization_id, t.channel, t.reference"):
             self.registry.sales[row[:3]] = Sale(*row)
             self._stored[row[:3]] = row
@@ -203,7 +203,7 @@ def _sale_row(sale: Sale) -> Row:
         sale.on_credit,
         sale.cancelled,
         sale.alias,
-        sale.charged_minor,
+        sale.charged,
     )
 
 

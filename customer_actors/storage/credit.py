@@ -31,7 +31,7 @@ USAGE_CHANGES = columns(
 PAYMENT = columns(
     "credit_payment",
     "customer bigint, position bigint",
-    "reference text, amount_minor bigint, unapplied_minor bigint, order_id text",
+    "reference text, amount_minor bigint, unapplied_minor bigint, order_id text, sale_position bigint",
 )
 PAYMENT_CHANGES = columns("credit_payment", "customer bigint, position bigint", "unapplied_minor bigint")
 ALLOCATION = columns(

@@ -60,7 +60,6 @@ class CreditTotals(NamedTuple):
     """All credit of the database, amounts in minor units [C1, C3]."""
 
     accounts: int
-    suspended: int
     limit_minor: int
     used_minor: int
     """Of accounts."""
@@ -73,8 +72,7 @@ class CreditTotals(NamedTuple):
 def credit_totals(database: Database) -> CreditTotals:
     """The sums over all customers."""
     rows = database.query(
-        "SELECT count(status), count(CASE WHEN status = 'suspended' THEN 1 END), "
-        "CAST(COALESCE(sum(limit_minor), 0) AS bigint), "
+        "SELECT count(status), CAST(COALESCE(sum(limit_minor), 0) AS bigint), "
         "CAST(COALESCE(sum(CASE WHEN status IS NOT NULL THEN used_minor END), 0) AS bigint), "
         "CAST(COALESCE(sum(unapplied_minor), 0) AS bigint), "
         "CAST(COALESCE(sum(CASE WHEN status IS NULL THEN used_minor END), 0) AS bigint), "

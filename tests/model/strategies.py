@@ -27,7 +27,13 @@ EXTERNAL: Final = frozenset(
     {EventType.ORDER_COMPLETED, EventType.ORDER_CANCELLED, EventType.POS_COMPLETED, EventType.PAYMENT_RECEIVED}
 )
 UNKEYED: Final = frozenset(
-    {EventType.CREDIT_OPENED, EventType.CREDIT_LIMIT_CHANGED, EventType.CREDIT_SUSPENDED, EventType.CREDIT_LIFTED}
+    {
+        EventType.CREDIT_OPENED,
+        EventType.CREDIT_CHARGED,
+        EventType.CREDIT_LIMIT_CHANGED,
+        EventType.CREDIT_SUSPENDED,
+        EventType.CREDIT_LIFTED,
+    }
 )
 """Types without a business key: each message of these is an event of its own."""
 
@@ -90,8 +96,9 @@ def messages(
 
     `external_only`: only the four types that other services send.
 
-    `conflict_free`: only histories of which DOMAIN 7 says that with all multipliers 1.0 every order of arrival ends in
-    the same customers and the same states, all but `position` (a cancellation that comes first is no event of its own).
+    `conflict_free`: only histories of which docs/rules.md 7 says that with all multipliers 1.0 every order of arrival
+    ends in the same customers and the same states, all but `position` (a cancellation that comes first is no event of
+    its own).
     These are the histories in which
     - each key always has one content: customer, amount, also `occurred_at`, sold on credit and the POS sale named,
       which admission does not compare and the first message decides;

@@ -114,8 +114,7 @@ def _becomes(type_: EventType, outcome: Outcome) -> Callable[[list[Message]], bo
         *((EventType.ORDER_COMPLETED, outcome) for outcome in Outcome if outcome != Outcome.ANONYMOUS),
         *((EventType.ORDER_CANCELLED, outcome) for outcome in Outcome if outcome != Outcome.ANONYMOUS),
         *((EventType.POS_COMPLETED, outcome) for outcome in Outcome if outcome != Outcome.SUPPRESSED),
-        *((EventType.CREDIT_CHARGED, outcome) for outcome in (Outcome.ACCEPTED, Outcome.DUPLICATE)),
-        (EventType.CREDIT_CHARGED, Outcome.QUARANTINED),
+        *((EventType.CREDIT_CHARGED, outcome) for outcome in (Outcome.ACCEPTED, Outcome.QUARANTINED)),
         (EventType.LOYALTY_REDEEMED, Outcome.QUARANTINED),
     ],
 )

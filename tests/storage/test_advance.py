@@ -328,3 +328,13 @@ def test_a_time_budget_that_is_used_up_reports_who_still_waits(storage: Storage)
     store = storage.stores(round_events=2).of(STATS)
     report = advance(store, numbers, now_us=lambda: 0, budget_s=-1)
     assert (report.rounds, report.applied, report.remaining) == (1, 2, [storage.number("c1")])
+
+
+def test_money_meant_for_an_order_reaches_the_till_sale_it_is_one_with(storage: Storage) -> None:
+    """[A5, C2] the named sale is paid first, although another usage is due earlier."""
+    older = order("0", "50", on_credit=True, at_us=JUNE_1_US)
+    till = pos("t", "50", on_credit=True)._replace(occurred_at_us=JUNE_1_US + DAY_US)
+    named = payment("p", "50")._replace(order_id="1")
+    storage.settle(older, till, order("1", "50", twin="t"), opened("500"), named)
+    rows = storage.database.query("SELECT reference, outstanding_minor FROM credit_usage ORDER BY position")
+    assert rows == [("0", 5_000), ("t", 0)]

@@ -94,7 +94,7 @@ CREATE TABLE sale (
     on_credit {bool} NOT NULL DEFAULT {false},
     cancelled {bool} NOT NULL DEFAULT {false},
     alias TEXT,
-    charged_minor {big},
+    charged {bool} NOT NULL DEFAULT {false},
     PRIMARY KEY (organization_id, channel, reference)
 ) {hot};
 
@@ -220,6 +220,7 @@ CREATE TABLE credit_payment (
     amount_minor {big} NOT NULL CHECK (amount_minor > 0),
     unapplied_minor {big} NOT NULL CHECK (unapplied_minor >= 0 AND unapplied_minor <= amount_minor),
     order_id TEXT,
+    sale_position {big},
     PRIMARY KEY (customer, position)
 ) {keyed};
 
