@@ -1,4 +1,4 @@
-"""The baseline: the documented handlers (DOMAIN 1) on plain Dramatiq, one message per actor per event.
+"""The baseline: the documented handlers (docs/rules.md 1) on plain Dramatiq, one message per actor per event.
 
 Written as a team would that follows the manuals: a pika consumer with manual acknowledgement hands every event to a
 dispatcher actor; each actor does its step in one transaction of its own on a connection per thread. Nothing is slowed

@@ -1,6 +1,7 @@
 """One round's place: a database, a broker with the three queues, processes, and a watch over their progress."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,6 @@ from pika.spec import BasicProperties
 
 from benchmarks import machine
 from customer_actors.ingest import topology
-from customer_actors.ingest.connection import quiet_pika
 from customer_actors.ingest.publish import exchange_for, publish
 from tests.servers import PrivatePostgres, PrivateRabbitMQ
 from tests.servers.process import Child, wait_until
@@ -54,7 +54,7 @@ class Servers:
     def stage(self) -> Iterator["Stage"]:
         """A fresh stage, gone afterwards with its processes and data."""
         self._stages += 1
-        quiet_pika()  # it warns of every queue that is not there yet
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it warns of every queue that is not there yet
         name = f"stage_{self._stages}"
         with ExitStack() as cleanup:
             database_url = self.postgres.create_database(name)

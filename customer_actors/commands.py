@@ -5,7 +5,6 @@ sweep of the workers finds the bell row if this process dies in between.
 """
 
 import json
-import re
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from customer_actors.actors.pipeline import now_us
 from customer_actors.domain import telling
+from customer_actors.domain.envelope import UNSTORABLE
 from customer_actors.domain.events import EventType, Message, Outcome, iso
 from customer_actors.domain.fields import DecodeError, id_
 from customer_actors.domain.routing import BIT, CREDIT, LOYALTY
@@ -30,7 +30,6 @@ MAX_TERMS_DAYS: Final = 3650
 WAIT_S: Final = 10.0
 """How long a command waits for a worker that has its customer locked just now."""
 _LOOK_S: Final = 0.02
-_UNPRINTABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class CommandResult(NamedTuple):
@@ -123,7 +122,7 @@ def _id(what: str, value: str) -> None:
         id_(value)
     except DecodeError as error:
         raise UsageError(f"the {what} {error.reason}") from None
-    _require(not _UNPRINTABLE.search(value), f"the {what} must be proper text without NUL")
+    _require(not UNSTORABLE.search(value), f"the {what} must be proper text without NUL")
 
 
 def _carry_out(

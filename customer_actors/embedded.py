@@ -26,7 +26,7 @@ from customer_actors.settings import Settings
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
-from customer_actors.storage.overdue import all_behind
+from customer_actors.storage.overdue import all_behind, forget_answered
 from customer_actors.storage.schema import migrate, require_current
 from customer_actors.storage.summary import due_holds
 
@@ -118,6 +118,7 @@ class Embedded:
         while not self.stop.asked:
             watch(Progress(self.lines, False))
             if not self._queues_busy() and not self._patiently(self._ring_the_waiting):
+                self._patiently(lambda: forget_answered(self.stores, self.pipeline.clock()))
                 return
             self.stop.wait(_LOOK_S)
 

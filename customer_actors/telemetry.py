@@ -19,8 +19,9 @@ _USERINFO = re.compile(r"""(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@""
 _PASSWORD = re.compile(r"""(?P<name>\b(?:ssl)?(?:password|passwd|pwd)=)(?:'[^']*'|[^\s"'&]+)""", re.IGNORECASE)
 """As libpq writes it: in a URL's query or in a key=value connection string."""
 
-_NOISY: Final = ("pika", "apscheduler", "asyncio")
-"""Libraries whose INFO level tells about themselves only: one line per connection attempt or per timer."""
+_QUIET: Final = {"pika": logging.CRITICAL, "apscheduler": logging.WARNING, "asyncio": logging.WARNING}
+"""Libraries that tell about themselves only. What matters of pika is raised, or logged by who uses it: its own errors
+are idle connections that the broker closed, and its tracebacks can show message headers [G23]."""
 
 
 _SEVERAL_LINES: Final = frozenset({"exception", "stack"})
@@ -53,8 +54,8 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(least)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -4,28 +4,28 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from itertools import count
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import hypothesis
 import pytest
 
 from customer_actors.settings import PREFIX
-from tests.servers import PrivatePostgres, RabbitMQ, ServerMissingError, open_rabbitmq
+from tests.servers import PrivatePostgres, RabbitMQ, ServerMissingError, left_out, open_rabbitmq
+from tests.servers.rabbitmq import is_for_tests
 
 Server = TypeVar("Server")
 
 GIVEN_RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
-ON_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+NOT_FOR_TESTS = 'RABBITMQ_URL IS NOT USED, for its virtual host lacks "test" in its name: tests start a private broker.'
 NEEDS_SERVERS = frozenset({"postgres", "postgres_url", "rabbitmq", "rabbitmq_url"})
 
-_missing: set[str] = set()
 _numbers = count(1)
 
 # The same everywhere, and every failure printed so that it can be replayed from the log alone. A shared machine makes
 # deadlines lie.
 for _profile in ("default", "ci"):
     hypothesis.settings.register_profile(_profile, deadline=None, derandomize=False, print_blob=True)
-hypothesis.settings.load_profile("ci" if ON_CI else "default")
+hypothesis.settings.load_profile("ci" if left_out.ON_CI else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,16 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason in sorted(_missing):
+    for reason in sorted(left_out.REASONS):
         terminalreporter.write_line(f"TESTS WERE LEFT OUT. {reason}", red=True, bold=True)
-
-
-def without_server(reason: str, on_ci: bool = ON_CI) -> NoReturn:
-    """A test cannot have its server: fails on CI, elsewhere skips and says so loudly at the end."""
-    if on_ci:
-        pytest.fail(reason, pytrace=False)
-    _missing.add(reason)
-    pytest.skip(reason)
+    if GIVEN_RABBITMQ_URL and not is_for_tests(GIVEN_RABBITMQ_URL):
+        terminalreporter.write_line(NOT_FOR_TESTS, red=True, bold=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,4 +85,4 @@ def _served(server: AbstractContextManager[Server]) -> Iterator[Server]:
         with server as running:
             yield running
     except ServerMissingError as error:
-        without_server(str(error))
+        left_out.without_server(str(error))

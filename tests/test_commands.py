@@ -1,5 +1,6 @@
 """Commands through the Python API: appended, advanced, and answered exactly [C9, L6, C4]."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,11 +102,8 @@ def test_a_charge_without_an_account_is_refused(asking: Service) -> None:
 def test_a_refused_charge_may_be_asked_again(asking: Service) -> None:
     open_credit(asking, ORG, CUSTOMER, 10_00, 14)
     assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00).outcome == "refused"
-    receive(
-        asking,
-        '{"event": "payment.received", "data": {"customer_id": "%s", "amount": 50, "payment_reference": "P1"}}'
-        % CUSTOMER,
-    )
+    paid = {"customer_id": CUSTOMER, "amount": 50, "payment_reference": "P1"}
+    receive(asking, json.dumps({"event": "payment.received", "data": paid}))
     assert charge_credit(asking, ORG, CUSTOMER, "O1", 60_00) == CommandResult(APPLIED, None, 4)
 
 

@@ -75,7 +75,13 @@ def test_a_database_url_of_postgres_or_sqlite_is_taken_as_it_is(url: str) -> Non
 
 @pytest.mark.parametrize(
     "url",
-    [BROKER, "amqps://somebody:s3cret@mq.example/", "amqp://guest:guest@localhost/", "amqp://127.0.0.1", "amqp://[::1]/"],
+    [
+        BROKER,
+        "amqps://somebody:s3cret@mq.example/",
+        "amqp://guest:guest@localhost/",
+        "amqp://127.0.0.1",
+        "amqp://[::1]/",
+    ],
 )
 def test_a_broker_url_is_taken_as_it_is(url: str) -> None:
     assert load_settings({"DATABASE_URL": POSTGRES, "RABBITMQ_URL": url}).rabbitmq_url == url

@@ -21,6 +21,7 @@ from customer_actors.commands import CommandResult, Service, charge_credit, make
 from customer_actors.domain.money import minor_units
 from customer_actors.errors import UsageError
 from customer_actors.settings import Settings
+from customer_actors.storage.overdue import forget_answered
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -112,7 +113,10 @@ VERBS = (credit, loyalty)
 @contextmanager
 def _service(settings: Settings) -> Iterator[Service]:
     with opened(settings) as database:
-        yield make_service(settings, database)
+        service = make_service(settings, database)
+        yield service
+        if settings.rabbitmq_url is None:  # no worker sweeps here
+            forget_answered(service.stores, service.clock())
 
 
 def _amount(name: str, text: str, settings: Settings) -> int:

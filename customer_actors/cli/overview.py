@@ -49,10 +49,9 @@ def broker_view(url: str) -> Figures:
     import pika  # only who has a broker pays for the import
     from pika.exceptions import AMQPError
 
-    from customer_actors.ingest.connection import parameters, quiet_pika
+    from customer_actors.ingest.connection import parameters
     from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES
 
-    quiet_pika()
     how = parameters(url, "customer-actors status")
     how.socket_timeout = how.stack_timeout = how.blocked_connection_timeout = BROKER_TIMEOUT_S
     how.connection_attempts = 1

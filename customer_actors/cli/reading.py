@@ -21,7 +21,8 @@ from customer_actors.cli.common import (
     settings_for_command,
 )
 from customer_actors.cli.overview import status
-from customer_actors.domain.credit import Usage, usage_status
+from customer_actors.domain.credit import usage_status
+from customer_actors.domain.credit_book import Usage
 from customer_actors.domain.events import Event, business_date, iso
 from customer_actors.domain.routing import CREDIT, LOYALTY, SEGMENTATION, STATS
 from customer_actors.domain.rules import Rules

@@ -126,9 +126,10 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_float=Decimal, parse_int=_integer, parse_constant=_no_constant
 )
 
-_FORBIDDEN = re.compile(r"[\x00\ud800-\udfff]")
+UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
+"""What no text of a message or command may hold: NUL and lone surrogates."""
 _FORBIDDEN_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
-"""The only way that what `_FORBIDDEN` names can get through UTF-8 and JSON (pairs that are whole look the same)."""
+"""The only way that what `UNSTORABLE` names can get through UTF-8 and JSON (pairs that are whole look the same)."""
 
 
 def _check_tree(text: str, document: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ def _check_tree(text: str, document: dict[str, Any]) -> None:
     for path, value in _walk(document):
         if len(path) >= MAX_DEPTH and isinstance(value, (dict, list)):
             raise DecodeError("bad_depth", f"{_dotted(path)} nests deeper than {MAX_DEPTH} levels; flatten it")
-        if isinstance(value, str) and _FORBIDDEN.search(value):
+        if isinstance(value, str) and UNSTORABLE.search(value):
             raise DecodeError("bad_text", f"{_dotted(path)} holds a NUL or half a surrogate pair; send proper text")
 
 
@@ -229,7 +230,7 @@ def _readable_organization(document: dict[str, Any]) -> str | None:
         organization_id = optional_id(document.get("organization_id")) or DEFAULT_ORGANIZATION
     except DecodeError:
         return None
-    return None if _FORBIDDEN.search(organization_id) else organization_id
+    return None if UNSTORABLE.search(organization_id) else organization_id
 
 
 def _dotted(path: _Path) -> str:

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
-from customer_actors.domain.credit import Account, Ledger, Payment, Result, Usage, fold, names_of
+from customer_actors.domain.credit import fold, names_of
+from customer_actors.domain.credit_book import Account, Ledger, Payment, Result, Usage
 from customer_actors.domain.events import Channel, Event, EventType
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.telling import (

@@ -5,7 +5,7 @@ Amounts are text with the currency's digits, counts and points are integers, tim
 
 from typing import Any, Final, NamedTuple
 
-from customer_actors.domain.credit import Account
+from customer_actors.domain.credit_book import Account
 from customer_actors.domain.events import Event, EventType, iso
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.stats import Stats, average_order_value_minor

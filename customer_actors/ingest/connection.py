@@ -1,16 +1,11 @@
 """How this process connects to RabbitMQ."""
 
-import logging
-from typing import Final
-
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
 from pika.exceptions import AMQPConnectionError, ChannelClosed, ConnectionClosed
 
+from customer_actors.amqp import bounded
 from customer_actors.errors import UsageError
-
-HEARTBEAT_S: Final = 30
-BLOCKED_CONNECTION_TIMEOUT_S: Final = 60
 
 
 def parameters(url: str, name: str) -> pika.URLParameters:
@@ -26,23 +21,14 @@ def parameters(url: str, name: str) -> pika.URLParameters:
     try:
         if not url.startswith(("amqp://", "amqps://")):
             raise ValueError
-        read = pika.URLParameters(url)
+        read = pika.URLParameters(bounded(url))
     except (ValueError, TypeError, AttributeError, OSError):
         raise UsageError(
             "RABBITMQ_URL cannot be read; write it as amqp://user:password@host:5672/vhost, "
             "special characters in user, password and vhost percent-encoded"
         ) from None
-    if read.heartbeat is None:
-        read.heartbeat = HEARTBEAT_S
-    if read.blocked_connection_timeout is None:
-        read.blocked_connection_timeout = BLOCKED_CONNECTION_TIMEOUT_S
     read.client_properties = {"connection_name": name, **(read.client_properties or {})}
     return read
-
-
-def quiet_pika() -> None:
-    """Let pika log nothing: what matters is raised, or logged by us; its tracebacks can show message headers [G23]."""
-    logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from customer_actors.errors import CustomerActorsError, Outage, UsageError
-from customer_actors.ingest.connection import parameters, quiet_pika, reason
+from customer_actors.ingest.connection import parameters, reason
 from customer_actors.ingest.topology import SOURCES
 
 _EXCHANGES: Final = {str(routing_key): source.exchange for source in SOURCES for routing_key in source.routing_keys}
@@ -84,7 +84,6 @@ class _Sender:
     """A connection in a thread of its own, so that heartbeats go on however slowly the messages come."""
 
     def __init__(self, to: pika.URLParameters, window: int, progress: Callable[[int], None]) -> None:
-        quiet_pika()
         self._broker = f"RabbitMQ at {to.host}:{to.port}"
         self._window = window
         self._progress = progress

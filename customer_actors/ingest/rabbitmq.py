@@ -24,7 +24,7 @@ from pika.exceptions import AMQPError
 from customer_actors.domain.envelope import Received
 from customer_actors.errors import Outage, UsageError
 from customer_actors.ingest import topology
-from customer_actors.ingest.connection import parameters, quiet_pika, reason
+from customer_actors.ingest.connection import parameters, reason
 from customer_actors.ingest.link import LOOK_S, Delivery, Inbox, Link
 
 _MOST_PREFETCH: Final = 65_535
@@ -102,7 +102,6 @@ class Consumer:
             UsageError: a queue or the database cannot be used as it is.
             Exception: what else `take` raised, after the connections were closed; the broker keeps the messages.
         """
-        quiet_pika()
         self._loop = IOLoop()
         self._loop.call_later(0, self._watch)
         worker = threading.Thread(target=self._work, name="ingest-sql", daemon=True)

@@ -126,7 +126,7 @@ def _declare_queue(connection: pika.BlockingConnection, queue: str, wanted: Mapp
     ]
     if not losses:
         return ""
-    return f"queue {queue} is used as it is; {'; '.join(losses)} (`customer-actors doctor` prints the migration)"
+    return f"queue {queue} is used as it is; {'; '.join(losses)} (how to migrate: docs/operating.md, An existing queue)"
 
 
 def _actual_arguments(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> dict[str, Any]:

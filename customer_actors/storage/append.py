@@ -1,7 +1,7 @@
 """Appending a batch: admission under row locks, positions without gaps, one transaction.
 
-The order of steps is the deadlock and race argument of DESIGN 3: orders, then POS sales, payments and redemptions, then
-customers, each first inserted where missing and then locked by a separate statement, always over sorted keys. Outcomes
+The order of steps is the deadlock and race argument of docs/design.md 3: orders, then POS sales, payments and
+redemptions, then customers, each first inserted where missing and then locked by a separate statement, always over sorted keys. Outcomes
 are decided in memory once every registry row is locked; positions are given last, to accepted messages only.
 """
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from customer_actors.domain import routing
-from customer_actors.domain.credit import Account, Allocation, Ledger, Payment, Usage, fold, names_of
+from customer_actors.domain.credit import fold, names_of
+from customer_actors.domain.credit_book import Account, Allocation, Ledger, Payment, Usage
 from customer_actors.domain.events import SALE_TYPES, Channel, Event, EventType
 from customer_actors.groups.advance import Hold
 from customer_actors.storage.database import Columns, Database, columns

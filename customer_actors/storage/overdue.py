@@ -3,7 +3,7 @@
 from customer_actors.domain.routing import ACTORS, AFTER, ROUTES
 from customer_actors.groups.sweep import Overdue
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.bells import unanswered
+from customer_actors.storage.bells import remove_bells, unanswered
 
 HELD_GRACE_US = 10_000_000
 """A held group's own message comes first; the sweep rings only when it is this late."""
@@ -26,6 +26,12 @@ def overdue(stores: Stores, now_us: int, grace_us: int) -> Overdue:
         (now_us - HELD_GRACE_US,),
     )
     return Overdue(behind, answered, [(actor, customer) for actor, customer in rows])
+
+
+def forget_answered(stores: Stores, now_us: int) -> None:
+    """Remove every bell whose customers are through or held: what the sweep does, for a process without workers."""
+    while answered := overdue(stores, now_us + 1, 0).answered:
+        remove_bells(stores.database, answered)
 
 
 def all_behind(stores: Stores) -> dict[str, list[int]]:

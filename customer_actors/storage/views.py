@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import date
 from typing import Any, Final, NamedTuple
 
-from customer_actors.domain.credit import Account, Usage
+from customer_actors.domain.credit_book import Account, Usage
 from customer_actors.domain.events import Event, EventType, business_date, iso
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS

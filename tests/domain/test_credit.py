@@ -6,7 +6,8 @@ from datetime import date
 
 import pytest
 
-from customer_actors.domain.credit import Account, Allocation, Ledger, Result, Usage, fold, usage_status
+from customer_actors.domain.credit import fold, usage_status
+from customer_actors.domain.credit_book import Account, Allocation, Ledger, Result, Usage
 from customer_actors.domain.events import Channel, Event, EventType
 from customer_actors.domain.rules import Rules
 

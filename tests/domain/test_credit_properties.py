@@ -7,7 +7,8 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from customer_actors.domain.credit import Account, Ledger, Payment, Result, Usage, fold
+from customer_actors.domain.credit import fold
+from customer_actors.domain.credit_book import Account, Ledger, Payment, Result, Usage
 from customer_actors.domain.events import Event, EventType
 from customer_actors.domain.rules import Rules
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from customer_actors.domain import story_credit
-from customer_actors.domain.credit import Account, Ledger, Result, fold
+from customer_actors.domain.credit import fold
+from customer_actors.domain.credit_book import Account, Ledger, Result
 from customer_actors.domain.events import Channel, Event, EventType, iso
 from customer_actors.domain.routing import CONCERNS, CREDIT, LOYALTY, STATS, STREAM_ACTORS, route
 from customer_actors.domain.rules import Rules, Tier

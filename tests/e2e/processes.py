@@ -15,7 +15,7 @@ INGEST = (str(BIN / "customer-actors"), "ingest")
 WORKERS = (
     str(BIN / "dramatiq"),
     "customer_actors.actors.main:setup",
-    *("--processes", "2", "--threads", "4", "--worker-shutdown-timeout", "1000"),
+    *("--processes", "2", "--threads", "4", "--worker-shutdown-timeout", "500", "--skip-logging"),
 )
 SCHEDULER = (sys.executable, "-m", "scheduler")
 

@@ -115,7 +115,7 @@ def test_a_durable_classic_queue_is_used_with_a_warning_that_names_what_is_lost(
     assert "x-queue-type is not set: it is not replicated" in warning
     assert "x-single-active-consumer is not set: two ingest processes" in warning
     assert "x-dead-letter-exchange is not set: messages given up do not go to" in warning
-    assert "doctor" in warning
+    assert "docs/operating.md" in warning
     assert publish(rabbitmq_url, [("order.completed", b"{}")]) == PublishReport(1, 0, 0)
     assert accepts(connection, ORDERS, {})
 

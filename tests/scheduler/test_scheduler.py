@@ -97,9 +97,10 @@ def test_help_explains_itself() -> None:
 @contextmanager
 def started(folder: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`python -m scheduler` with its log in a file; it surely ends with the block."""
-    with (folder / "log").open("wb") as log, subprocess.Popen(
-        [sys.executable, "-m", "scheduler"], env={**os.environ, **env}, stderr=log
-    ) as process:
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-m", "scheduler"], env={**os.environ, **env}, stderr=log) as process,
+    ):
         try:
             yield process
         finally:

@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import pika
 import pika.exceptions
-import pytest
 
 from customer_actors.domain.routing import ACTORS
+from tests.servers.left_out import without_server
 from tests.servers.process import Child, ServerMissingError, free_port, listens, server_folder
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
@@ -245,7 +245,7 @@ class GivenRabbitMQ(RabbitMQ):
         self._not_ours()
 
     def _not_ours(self) -> NoReturn:
-        pytest.skip("only a private RabbitMQ may be stopped or administered: unset RABBITMQ_URL")
+        without_server("only a private RabbitMQ may be stopped or administered: unset RABBITMQ_URL")
 
 
 @contextmanager
