@@ -6,7 +6,9 @@ Every record passes through here, also those of Dramatiq, pika and APScheduler, 
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
+from types import TracebackType
 from typing import Any, Final, TextIO
 
 import structlog
@@ -54,6 +56,7 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    sys.excepthook = _log_uncaught
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(least)
     structlog.configure(
@@ -66,6 +69,13 @@ def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _log_uncaught(kind: type[BaseException], _: BaseException, where: TracebackType | None) -> None:
+    """Where an exception came from, without its text: psycopg2 reports a connection lost in a COPY here, with data."""
+    if not issubclass(kind, KeyboardInterrupt):
+        places = "".join(traceback.format_tb(where))
+        structlog.get_logger(__name__).critical("uncaught", error=kind.__name__, where=places)
 
 
 def _shared_processors() -> list[structlog.typing.Processor]:

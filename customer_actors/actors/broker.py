@@ -11,14 +11,23 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries
 
 from customer_actors.amqp import bounded
+from customer_actors.errors import Outage
 
 MIN_BACKOFF_MS = 500
 MAX_BACKOFF_MS = 30_000
 """Backoff of a bundle that met an outage; it is tried for ever, for the sweep would ring it again anyway."""
 
 
+MOST_RETRIES = 10
+"""Of a message that fails for another reason: it is malformed or meets a bug. The sweep rings its customers anew."""
+
+
+def _again(retries: int, error: BaseException) -> bool:
+    return retries < MOST_RETRIES or isinstance(error, Outage | dramatiq.Retry)
+
+
 def _middleware() -> list[dramatiq.Middleware]:
-    return [Retries(max_retries=None, min_backoff=MIN_BACKOFF_MS, max_backoff=MAX_BACKOFF_MS)]  # type: ignore[arg-type]
+    return [Retries(retry_when=_again, min_backoff=MIN_BACKOFF_MS, max_backoff=MAX_BACKOFF_MS)]
 
 
 def make_broker(rabbitmq_url: str | None) -> dramatiq.Broker:

@@ -1,5 +1,6 @@
 """What `dramatiq customer_actors.actors.main:setup` runs: importing starts nothing, `setup` checks and declares."""
 
+import os
 import signal
 import sys
 
@@ -40,15 +41,15 @@ def _setup() -> None:
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     wait_for_database(database, Stop())
     signal.signal(signal.SIGTERM, handler)
-    pipeline = declare(settings, database, make_broker(settings.rabbitmq_url))
+    pipeline = declare(settings, database, make_broker(settings.rabbitmq_url), parent=os.getppid())
     dramatiq.set_broker(pipeline.broker)
 
 
-def declare(settings: Settings, database: Database, broker: dramatiq.Broker) -> Pipeline:
-    """All actors and the sweep on one broker; the schema must be current."""
+def declare(settings: Settings, database: Database, broker: dramatiq.Broker, *, parent: int | None = None) -> Pipeline:
+    """All actors and the sweep on one broker; the schema must be current. Without `parent` the process ends."""
     rules = settings.rules()
     number_of(database, rules, now_us())
     stores = Stores(database, rules, settings.round_events)
     pipeline = Pipeline(broker, stores, bundle_size=settings.bundle_size)
-    broker.add_middleware(Sweeper(pipeline, settings.sweep_seconds))
+    broker.add_middleware(Sweeper(pipeline, settings.sweep_seconds, parent))
     return pipeline

@@ -46,9 +46,7 @@ class Pipeline:
         self._held = self._declare("held", self._retry)
 
     def _declare(self, name: str, work: Callable[..., None]) -> dramatiq.Actor[..., None]:
-        return dramatiq.Actor(
-            work, broker=self.broker, actor_name=name, queue_name=name, priority=0, options={"max_retries": None}
-        )
+        return dramatiq.Actor(work, broker=self.broker, actor_name=name, queue_name=name, priority=0, options={})
 
     def ring(self, bell: Bell) -> None:
         """Tell the dispatcher which customers have new events. Never raises for a broker that is away."""

@@ -1,5 +1,7 @@
 """Runs the sweep in a thread of every worker process, from start-up to shutdown."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -20,9 +22,12 @@ log = structlog.get_logger(__name__)
 class Sweeper(dramatiq.Middleware):
     """Starts with the worker, looks at everybody once, then every `interval_s` at the customers of old bells."""
 
-    def __init__(self, pipeline: Pipeline, interval_s: float) -> None:
+    def __init__(self, pipeline: Pipeline, interval_s: float, parent: int | None = None) -> None:
+        """`parent`: the process without which this one has to end, lest a killed one leaves its workers behind."""
         self.pipeline = pipeline
         self.interval_s = interval_s
+        self._parent = parent
+        self._after = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 
@@ -36,6 +41,10 @@ class Sweeper(dramatiq.Middleware):
     def _run(self) -> None:
         self._guarded(self.look_at_everybody)
         while not self._stopping.wait(self.interval_s):
+            if self._parent not in (None, os.getppid()):
+                log.warning("the main process is gone", then="this worker ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                break
             self._guarded(self.sweep)
         self.pipeline.stores.database.release()
 
@@ -56,7 +65,8 @@ class Sweeper(dramatiq.Middleware):
     def sweep(self) -> int:
         """One sweep; returns how many customers were rung."""
         pipeline = self.pipeline
-        found = overdue(pipeline.stores, pipeline.clock(), int(self.interval_s * 1_000_000))
+        found = overdue(pipeline.stores, pipeline.clock(), int(self.interval_s * 1_000_000), self._after)
+        self._after = found.last_bell
         database = pipeline.stores.database
         rung = sweep(found, pipeline, self._busy, lambda bells: remove_bells(database, bells))
         if rung:

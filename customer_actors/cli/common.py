@@ -12,8 +12,9 @@ from customer_actors.errors import DataFault, Outage, RefusedError, UsageError
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database, sqlite_file
+from customer_actors.storage.rules import require_same_decimals
 from customer_actors.storage.schema import require_current
-from customer_actors.telemetry import configure_logging
+from customer_actors.telemetry import configure_logging, redact
 
 OK, PROBLEMS, USAGE, CANNOT_CONNECT = 0, 1, 2, 4
 
@@ -22,6 +23,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (RefusedError, PROBLEMS),
     (DataFault, PROBLEMS),
     (Outage, CANNOT_CONNECT),
+    (OSError, PROBLEMS),  # a full disk or pipe
 )
 
 
@@ -32,7 +34,7 @@ class ErrorsToExitCodes(click.Group):
         try:
             return super().invoke(ctx)
         except tuple(kind for kind, _ in _EXIT_CODES) as error:
-            click.echo(f"customer-actors: {error}", err=True)
+            click.echo(redact(f"customer-actors: {error}"), err=True)
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
 
 
@@ -49,6 +51,17 @@ def settings_for_command() -> Settings:
     return settings
 
 
+def require_file(settings: Settings) -> None:
+    """Refuse to make an empty database where none is. Raises UsageError."""
+    file = sqlite_file(settings.database_url)
+    try:
+        there = file is None or file.exists()
+    except OSError as error:
+        raise UsageError(f"the database {file} cannot be looked at: {error.strerror}") from None
+    if not there:
+        raise UsageError(f"there is no database {file}: run `customer-actors migrate`, or name another in DATABASE_URL")
+
+
 @contextmanager
 def opened(settings: Settings) -> Iterator[Database]:
     """The database of these settings with a current schema; its connection is closed afterwards.
@@ -56,12 +69,11 @@ def opened(settings: Settings) -> Iterator[Database]:
     Raises:
         UsageError: there is no such SQLite file, or the schema is not current. Outage: the database is away.
     """
-    file = sqlite_file(settings.database_url)
-    if file is not None and not file.exists():
-        raise UsageError(f"there is no database {file}: run `customer-actors migrate`, or name another in DATABASE_URL")
+    require_file(settings)
     database = open_database(settings.database_url)
     try:
         require_current(database)
+        require_same_decimals(database, settings.rules())
         yield database
     finally:
         database.release()

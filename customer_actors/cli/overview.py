@@ -6,7 +6,16 @@ from typing import Any, Final
 
 import click
 
-from customer_actors.cli.common import json_option, print_json, printable, settings_for_command
+from customer_actors.cli.common import (
+    OK,
+    PROBLEMS,
+    json_option,
+    leave,
+    print_json,
+    printable,
+    require_file,
+    settings_for_command,
+)
 from customer_actors.domain.telling import Figures
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overview import service_view
@@ -24,11 +33,12 @@ def status(as_json: bool) -> None:
 
     "behind" counts customers whose newest events an actor has yet to fold, without those held; what stands at and
     behind a held event is counted under "held back". With RABBITMQ_URL the queues are counted too. This is information:
-    the exit code is 0 whatever the figures are, and 4 when the database cannot be reached.
+    the exit code is 0 whatever the figures are, 1 when migrations are pending, 4 when the database cannot be reached.
 
     Example: customer-actors status --json
     """
     settings = settings_for_command()
+    require_file(settings)
     database = open_database(settings.database_url)
     try:
         missing = pending(database)
@@ -42,6 +52,7 @@ def status(as_json: bool) -> None:
         print_json(view)
     else:
         _print_status(view)
+    leave(PROBLEMS if missing else OK)
 
 
 def broker_view(url: str) -> Figures:

@@ -89,7 +89,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Cells]) -> No
     for row in cells:
         table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else printable(cell)) for cell in row))
     print_line()
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         Console().print(table)
         return
     console = Console(width=_PLAIN_WIDTH)

@@ -68,6 +68,8 @@ class Registry:
     redemptions: dict[CommandKey, Redemption] = field(default_factory=dict)
     currencies: dict[str, str] = field(default_factory=dict)
     """Organization -> its currency, once known [A6]."""
+    default_currency: str | None = None
+    """The configured one, of organizations whose currency is not known yet."""
 
     def sale(self, organization_id: str, channel: str, reference: str) -> Sale:
         key = (organization_id, channel, reference)
@@ -121,13 +123,14 @@ def _duplicate(sale: Sale) -> Decision:
 def admit(message: Message, registry: Registry) -> Decision:
     """Decide one message against everything decided before it, and note it in the registry."""
     organization_id, currency = message.organization_id, message.currency
-    known = registry.currencies.get(organization_id)
+    known = registry.currencies.get(organization_id, registry.default_currency)
     if currency is not None and known is not None and currency != known:
         reason = f"currency is {currency}, but organization {organization_id} uses {known}; send amounts in {known}"
         return Decision(Outcome.QUARANTINED, rejected=Rejected("currency", reason, organization_id))
     decision = _JUDGES[message.type](message, registry)
-    if currency is not None and known is None and decision.outcome not in (Outcome.QUARANTINED, Outcome.DUPLICATE):
-        registry.currencies[organization_id] = currency
+    settled = known or currency
+    if settled is not None and decision.outcome not in (Outcome.QUARANTINED, Outcome.DUPLICATE):
+        registry.currencies.setdefault(organization_id, settled)
     return decision
 
 

@@ -36,6 +36,15 @@ class Received(NamedTuple):
     """None when read from a file: then the body has to name its type."""
     received_at_us: int
     content_encoding: str | None = None
+    cut_from: int | None = None
+    """The size of a body too large to keep: `body` is its beginning."""
+
+    @classmethod
+    def of(cls, body: bytes, routing_key: str | None, received_at_us: int, content_encoding: str | None) -> "Received":
+        """The message, its body cut when it is too large to be accepted anyway: memory is bounded by the count."""
+        if len(body) <= MAX_BODY_BYTES:
+            return cls(body, routing_key, received_at_us, content_encoding)
+        return cls(body[:MAX_BODY_BYTES], routing_key, received_at_us, content_encoding, len(body))
 
 
 class DecodePolicy(NamedTuple):
@@ -77,8 +86,8 @@ def _text(received: Received) -> str:
     body, encoding = received.body, received.content_encoding
     if encoding is not None and encoding.lower() not in _PLAIN_ENCODINGS:
         raise DecodeError("bad_encoding", f"content_encoding is {_shown(encoding)}; send the body as plain UTF-8")
-    if len(body) > MAX_BODY_BYTES:
-        raise DecodeError("too_large", f"the body has {len(body)} bytes; at most {MAX_BODY_BYTES} are accepted")
+    if (size := received.cut_from or len(body)) > MAX_BODY_BYTES:
+        raise DecodeError("too_large", f"the body has {size} bytes; at most {MAX_BODY_BYTES} are accepted")
     try:
         return body.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

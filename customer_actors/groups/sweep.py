@@ -17,6 +17,8 @@ class Overdue(NamedTuple):
     """Bells whose groups are all through or held."""
     held: Sequence[tuple[str, int]]
     """(actor, group) of holds whose next try is overdue."""
+    last_bell: int = 0
+    """Where the next sweep goes on; 0 when this one saw the newest old bell."""
 
 
 class Ringing(Protocol):

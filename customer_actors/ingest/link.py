@@ -154,7 +154,7 @@ class Link:
         # The broker's count of returns to a quorum queue; on a new message a publisher may have set the header.
         returns = (properties.headers or {}).get("x-delivery-count")
         self._alone = bool(method.redelivered) and isinstance(returns, int) and returns > _TRUSTED_RETURNS
-        received = Received(body, method.routing_key, time.time_ns() // 1000, properties.content_encoding)
+        received = Received.of(body, method.routing_key, time.time_ns() // 1000, properties.content_encoding)
         self._inbox.put(Delivery(self, method.delivery_tag, received), urgent=self.prefetch == 1)
 
     def _on_queue_gone(self, _: Any) -> None:

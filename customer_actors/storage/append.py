@@ -1,8 +1,9 @@
 """Appending a batch: admission under row locks, positions without gaps, one transaction.
 
 The order of steps is the deadlock and race argument of docs/design.md 3: orders, then POS sales, payments and
-redemptions, then customers, each first inserted where missing and then locked by a separate statement, always over sorted keys. Outcomes
-are decided in memory once every registry row is locked; positions are given last, to accepted messages only.
+redemptions, then customers, each first inserted where missing and then locked by a separate statement, always over
+sorted keys. Outcomes are decided in memory once every registry row is locked; positions are given last, to accepted
+messages only.
 """
 
 import hashlib
@@ -125,14 +126,11 @@ class _Books:
         self._new_redemptions = self._load(REDEMPTION, self._redemptions)
 
     def _load_currencies(self, messages: Sequence[Message], currency: str | None) -> None:
-        organizations = sorted({m.organization_id for m in messages})
-        if currency is not None:
-            self.registry.currencies = dict.fromkeys(organizations, currency)
-            self._known_currencies = set(organizations)
-            return
-        rows = self.database.select(ORGANIZATION, [(o,) for o in organizations])
+        """An organization's stored currency, else the configured one, else the first one it names [A6]."""
+        self.registry.default_currency = currency
+        rows = self.database.select(ORGANIZATION, [(o,) for o in sorted({m.organization_id for m in messages})])
         known = {organization: known for organization, known in rows if known is not None}
-        naming = sorted({m.organization_id for m in messages if m.currency is not None} - known.keys())
+        naming = sorted({m.organization_id for m in messages if m.currency or currency} - known.keys())
         if naming:  # somebody names the currency first: one at a time, so that all see the same first one
             keys = [(organization,) for organization in naming]
             self._new_organizations = self.database.insert_missing(ORGANIZATION_KEY, keys)
@@ -316,5 +314,5 @@ _QUARANTINE = (
 
 def content_digest(received: Received) -> str:
     """What makes two quarantined messages the same one: body, routing key and encoding."""
-    parts = (received.routing_key or "", received.content_encoding or "")
+    parts = (received.routing_key or "", received.content_encoding or "", str(received.cut_from or ""))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass") + b"\0" + received.body).hexdigest()

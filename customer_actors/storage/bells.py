@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from customer_actors.storage.database import Database, columns
 
@@ -18,9 +19,14 @@ def add_bell(database: Database, bell: Bell, now_us: int) -> None:
         database.execute("INSERT INTO bell (rung_at_us, groups) VALUES (?, ?)", (now_us, groups))
 
 
-def unanswered(database: Database, before_us: int, limit: int = 200) -> list[tuple[int, Bell]]:
-    """The oldest bells rung before a moment, as (id, bell)."""
-    rows = database.query("SELECT id, groups FROM bell WHERE rung_at_us < ? ORDER BY id LIMIT ?", (before_us, limit))
+PAGE: Final = 200
+"""Most bells one sweep looks at; the next one goes on behind them, so that no bell hides the others."""
+
+
+def unanswered(database: Database, before_us: int, after: int = 0) -> list[tuple[int, Bell]]:
+    """The oldest bells behind a bell's number, rung before a moment, as (number, bell); at most a page."""
+    sql = "SELECT id, groups FROM bell WHERE id > ? AND rung_at_us < ? ORDER BY id LIMIT ?"
+    rows = database.query(sql, (after, before_us, PAGE))
     return [(number, json.loads(groups)) for number, groups in rows]
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import peewee
 import psycopg2
 
-from customer_actors.errors import DataFault, Outage
+from customer_actors.errors import DataFault, Outage, UsageError
 
 Row = tuple[Any, ...]
 
@@ -55,6 +55,7 @@ class Database(ABC):
         Raises:
             Outage: the database is away, busy, or gave up this transaction; nothing of it is kept.
             DataFault: the database refused the data itself; nothing of it is kept.
+            UsageError: the file is no SQLite database, or may not be written.
         """
         with sorted_errors(self), self._begin():
             yield
@@ -139,6 +140,10 @@ def sorted_errors(database: Database) -> Iterator[None]:
         if _data_fault(cause):
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()
+        if isinstance(cause, sqlite3.DatabaseError) and _hopeless(str(cause)):
+            raise UsageError(
+                f"the SQLite file cannot be used ({cause}): check DATABASE_URL and the permissions"
+            ) from None
         raise Outage(f"{database.name}: {_first_line(cause)}") from None
     except ValueError as error:
         # psycopg2 refuses a NUL, and both drivers half a surrogate pair, before the database sees them.
@@ -155,6 +160,11 @@ def _data_fault(error: BaseException) -> bool:
         return (error.pgcode or "")[:2] in ("22", "23")
     # sqlite3.DataError and IntegrityError, and Python integers past 64 bits
     return isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | OverflowError | peewee.IntegrityError)
+
+
+def _hopeless(text: str) -> bool:
+    """What trying again does not heal; everything else (locked, full, an I/O error) may pass."""
+    return any(words in text for words in ("not a database", "readonly", "malformed", "unable to open"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,8 @@ def open_database(url: str) -> Database:
                 "DATABASE_URL is no PostgreSQL address; write postgresql://user:password@host:5432/database, with "
                 "special characters of the password percent-encoded and only libpq's options behind the ?"
             ) from None
-        return PostgresDatabase(url)
+        # peewee knows this one of the two names only, and would take the other whole as a database's name.
+        return PostgresDatabase("postgresql://" + url.partition("://")[2])
     path = sqlite_file(url)
     if path is None:
         raise UsageError("DATABASE_URL must start with postgresql:// or sqlite:///")
@@ -45,7 +46,7 @@ def sqlite_file(url: str) -> Path | None:
     if parts.scheme != "sqlite" or parts.netloc:
         return None
     path = unquote(parts.path[1:])
-    if not path or parts.query or parts.fragment:
+    if not path or "\0" in path or parts.query or parts.fragment:
         raise UsageError(
             "DATABASE_URL names no file; write sqlite:///customer_actors.db (a ? in it as %3F, a # as %23)"
         )

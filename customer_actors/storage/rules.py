@@ -1,6 +1,7 @@
 """Numbered business rules [A10]: every event is folded with the rules it was stamped with."""
 
 from customer_actors.domain.rules import Rules
+from customer_actors.errors import UsageError
 from customer_actors.storage.database import Database
 
 
@@ -19,8 +20,27 @@ class RulesBook(dict[int, Rules]):
         return rules
 
 
+def require_same_decimals(database: Database, rules: Rules) -> None:
+    """Refuse another `currency_decimals` than this database was started with: every stored amount would change.
+
+    Raises:
+        UsageError: naming the variable and both values.
+    """
+    first = database.query("SELECT content FROM rules ORDER BY number LIMIT 1")
+    if first and (stored := Rules.model_validate_json(first[0][0]).currency_decimals) != rules.currency_decimals:
+        raise UsageError(
+            f"CUSTOMER_ACTORS_CURRENCY_DECIMALS is {rules.currency_decimals}, but the amounts in this database have "
+            f"{stored} decimals; set it to {stored}, or use another database"
+        )
+
+
 def number_of(database: Database, rules: Rules, now_us: int) -> int:
-    """The number of these rules; rules never seen before get the next one."""
+    """The number of these rules; rules never seen before get the next one.
+
+    Raises:
+        UsageError: their amounts have other decimals than those stored.
+    """
+    require_same_decimals(database, rules)
     content = rules.model_dump_json()
     known = database.query(_NUMBER, (content,))
     if not known:

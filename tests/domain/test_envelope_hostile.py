@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customer_actors.domain.envelope import MAX_BODY_BYTES, DecodePolicy
+from customer_actors.domain.envelope import MAX_BODY_BYTES, DecodePolicy, Received, decode
 from customer_actors.domain.events import EventType, Message, Rejected
 from tests.domain.messages import (
     ABSENT,
@@ -281,3 +281,11 @@ def test_arbitrary_values_in_known_fields_end_as_a_value(
 def test_a_damaged_message_ends_as_a_value(position: int, change: bytes, removed: int) -> None:
     body = VALID.encode()
     check(read(body[:position] + change + body[position + removed :], ORDER))
+
+
+def test_a_body_too_large_is_cut_but_refused_with_its_true_size() -> None:
+    received = Received.of(b"x" * 20_000_000, "order.completed", 0, None)
+    assert len(received.body) == MAX_BODY_BYTES
+    refused = decode(received, DecodePolicy())
+    assert isinstance(refused, Rejected)
+    assert (refused.code, "20000000" in refused.reason) == ("too_large", True)

@@ -40,6 +40,10 @@ class Process:
         self._signal(signal.SIGKILL)
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def restart(self) -> None:
         """Kill it and start it again."""
         self.kill()

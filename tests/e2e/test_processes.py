@@ -1,6 +1,7 @@
 """The processes as the Procfile names them: together under honcho, alone on a wrong schema, and at their end."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.views import customer_view
 from tests.e2e.processes import BIN, INGEST, SCHEDULER, WORKERS, Process, running, wait_until
+from tests.servers.process import alive, descendants
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,3 +94,18 @@ def test_sigterm_ends_a_process_with_success(
         process: Process = processes["it"]
         wait_until(lambda: READY[name] in process.logged(), 60)
         assert process.terminate() == 0
+
+
+def test_workers_end_when_their_main_process_was_killed(postgres_url: str, rabbitmq_url: str, tmp_path: Path) -> None:
+    """Else old code would keep folding beside the new after a deploy."""
+    database = open_database(postgres_url)
+    migrate(database)
+    database.release()
+    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url, "CUSTOMER_ACTORS_SWEEP_SECONDS": "1"}
+    with running(tmp_path, env, it=WORKERS) as processes:
+        main = processes["it"]
+        wait_until(lambda: main.logged().count("ready for action") == 2, 60)
+        workers = [pid for pid in descendants(main.pid) if alive(pid)]
+        assert len(workers) >= 2
+        os.kill(main.pid, signal.SIGKILL)
+        wait_until(lambda: not any(alive(pid) for pid in workers), 60)
