@@ -98,6 +98,7 @@ class _Act:
         service.drain(watch)
         for (self.customer_id,) in service.database.query(_WORTH_READING):
             self._redeem_points([self.customer_id, *(holder for holder in holders if holder != self.customer_id)][:3])
+        service.drain(watch)  # the bells of the commands are answered too
 
     def _received(self, lines: Iterable[str]) -> Iterator[Received]:
         return (Received(line.encode(), None, self.service.pipeline.clock()) for line in lines)
