@@ -114,6 +114,10 @@ def test_a_debt_of_points_shows_as_debt(shop: Shop) -> None:
 @pytest.mark.parametrize(("decimals", "spent"), [("0", "1234"), ("3", "1.234")])
 def test_amounts_have_the_digits_of_the_currency(shop: Shop, decimals: str, spent: str) -> None:
     shop.settle(order("O-1", "12.34"))  # 1234 minor units
+    refused = shop.run("show", "c1", "--org", "org-1", CUSTOMER_ACTORS_CURRENCY_DECIMALS=decimals)
+    assert (refused.exit_code, "CUSTOMER_ACTORS_CURRENCY_DECIMALS" in refused.output) == (2, True)
+    stored = f"'\"currency_decimals\":2', '\"currency_decimals\":{decimals}'"
+    shop.execute(f"UPDATE rules SET content = replace(content, {stored})")
     result = shop.run("show", "c1", "--org", "org-1", "--json", CUSTOMER_ACTORS_CURRENCY_DECIMALS=decimals)
     assert json.loads(result.stdout)["stats"]["total_spent"] == spent
 

@@ -130,11 +130,16 @@ def test_status_as_text(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_an_old_schema_is_information_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_schema_is_a_problem_and_a_missing_file_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     env = {"DATABASE_URL": "sqlite:///new.db"}
+    assert CliRunner().invoke(main, ["status"], env=env).exit_code == 2
+    assert not Path("new.db").exists()
+    Path("new.db").touch()
     result = CliRunner().invoke(main, ["status"], env=env)
-    assert (result.exit_code, "customer-actors migrate" in result.stdout) == (0, True)
+    assert (result.exit_code, "customer-actors migrate" in result.stdout) == (1, True)
     view = json.loads(CliRunner().invoke(main, ["status", "--json"], env=env).stdout)
     assert "0001_streams" in view["pending_migrations"]
     assert CliRunner().invoke(main, ["show", "c1"], env=env).exit_code == 2
@@ -180,6 +185,7 @@ def test_a_broker_that_is_away_does_not_spoil_the_status(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": f"amqp://somebody:s3cret@127.0.0.1:{free_port()}/"}
+    CliRunner().invoke(main, ["migrate"], env=env)
     result = CliRunner().invoke(main, ["status"], env=env)
     assert result.exit_code == 0
     assert "the broker cannot be reached: " in result.stdout

@@ -267,14 +267,14 @@ def test_a_message_and_every_duplicate_of_it_ring_its_customer_and_leave_a_bell_
     assert len(storage.database.query("SELECT groups FROM bell")) == 2
 
 
-def test_a_configured_currency_is_everybodys_and_needs_no_row(database: Database) -> None:
+def test_a_configured_currency_is_everybodys_and_is_stored_with_the_first_message(database: Database) -> None:
     storage = Storage(database, currency=EUR)
     assert storage.receive(order("1", "10", currency=USD), order("1", "10"), order("2", "10", currency=EUR)) == [
         QUA,
         ACC,
         ACC,
     ]
-    assert dump(database)["organization"] == []
+    assert database.query("SELECT organization_id, currency FROM organization") == [("org-1", EUR)]
 
 
 def test_a_history_is_the_models_after_any_batching(storage: Storage) -> None:
