@@ -1,14 +1,33 @@
 """SQLite: the embedded database, one row per statement, `executemany` for many."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import peewee
 
 from customer_actors.storage.database import Columns, Database, Row
+
+BUSY_S: Final = 10.0
+"""How long to wait for another process's write."""
+_LOOK_S: Final = 0.02
+
+
+class _Engine(peewee.SqliteDatabase):
+    """Waits at connecting too: of two processes that turn a new file to WAL at once, SQLite refuses one at once."""
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return bool(super().connect(reuse_if_open))
+            except peewee.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)
 
 
 class SqliteDatabase(Database):
@@ -18,9 +37,14 @@ class SqliteDatabase(Database):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            peewee.SqliteDatabase(
+            _Engine(
                 path,
-                pragmas={"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "cache_size": -32_000},
+                pragmas={
+                    "journal_mode": "wal",
+                    "synchronous": "full",
+                    "busy_timeout": int(BUSY_S * 1_000),
+                    "cache_size": -32_000,
+                },
             )
         )
         # The busy timeout serves other processes only: threads that poll for the write lock starve each other.
