@@ -1,36 +1,14 @@
 """The first schema: streams, registry, actor states, ledgers, bells, holds, quarantine.
 
 Written as SQL because the database holds the invariants: every CHECK and UNIQUE below is a rule or a guarantee, named
-in the line above it. The two dialects differ only in the words of DIALECT.
+in the line above it. The two dialects differ only in the words of `storage.dialect`.
 """
 
 from typing import Any
 
 import peewee
 
-DIALECT = {
-    "sqlite": {
-        "identity": "INTEGER PRIMARY KEY",
-        "big": "INTEGER",
-        "int": "INTEGER",
-        "bool": "INTEGER",
-        "bytes": "BLOB",
-        "table": "STRICT",
-        "keyed": "STRICT, WITHOUT ROWID",
-        "hot": "STRICT, WITHOUT ROWID",
-    },
-    "postgresql": {
-        "identity": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-        "big": "bigint",
-        "int": "integer",
-        "bool": "boolean",
-        "bytes": "bytea",
-        "table": "",
-        "keyed": "",
-        # Room on the page, so that an update of a hot row stays on it and touches no index.
-        "hot": "WITH (fillfactor = 60)",
-    },
-}
+from customer_actors.storage.dialect import run
 
 SCHEMA = """
 -- [A6] the currency is the first one the organization sends
@@ -288,10 +266,4 @@ CREATE TABLE rules (
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    dialect = "sqlite" if isinstance(db, peewee.SqliteDatabase) else "postgresql"
-    words = DIALECT[dialect] | {"false": "0" if dialect == "sqlite" else "false"}
-    words["customer"] = "STRICT" if dialect == "sqlite" else "WITH (fillfactor = 60)"
-    lines = (line for line in SCHEMA.splitlines() if not line.lstrip().startswith("--"))
-    for statement in "\n".join(lines).format(**words).split(";"):
-        if statement.strip():
-            db.execute_sql(statement)
+    run(db, SCHEMA)
