@@ -43,8 +43,9 @@ check: setup ## Style, types and the direction of the arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: setup setup-servers ## Measure the pipeline beside the same handlers written plainly on Dramatiq
-	$(BIN)/python -m benchmarks.pipeline
+bench: setup setup-servers ## Measure the pipeline beside its peers in one run; about forty minutes (BENCH=--quick: four)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev,bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 coverage: setup setup-servers ## All tests, and the lines and branches they leave out
 	$(BIN)/coverage run -m pytest

@@ -11,7 +11,16 @@ from tests.servers.process import descendants
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PEAK: Final = re.compile(r"^VmHWM:\s*(\d+) kB$", re.M)
-_LIBRARIES: Final = ("dramatiq", "pika", "psycopg2-binary", "peewee")
+_LIBRARIES: Final = (
+    "dramatiq",
+    "pika",
+    "psycopg2-binary",
+    "peewee",
+    "faststream",
+    "asyncpg",
+    "procrastinate",
+    "psycopg",
+)
 
 
 def describe(postgres: str, rabbitmq: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +27,8 @@ LOOK_S: Final = 0.05
 """How often progress is looked at: what the seconds of a round may be wrong by."""
 QUIET_S: Final = 1.5
 """Nothing changed for so long: the work may be done."""
+GIVE_UP_S: Final = 15.0
+"""A disturbed side on which nothing changes for so long will not get further by itself."""
 WORKER_PROCESSES: Final = 2
 
 
@@ -38,7 +40,7 @@ class Measured(NamedTuple):
     cpu_s: dict[str, float]
     """CPU seconds per 10,000 events, by process."""
     peak_mb: dict[str, float]
-    """The most memory each process ever had resident."""
+    """The most memory each process ever had resident, in MB."""
 
 
 class Servers:
@@ -51,17 +53,24 @@ class Servers:
         self._stages = 0
 
     @contextmanager
-    def stage(self) -> Iterator["Stage"]:
-        """A fresh stage, gone afterwards with its processes and data."""
+    def stage(
+        self,
+        declare: Callable[[pika.BlockingConnection], object] = topology.declare,
+        template: str = "template1",
+    ) -> Iterator["Stage"]:
+        """A fresh stage, gone afterwards with its processes and data.
+
+        `declare` makes the three queues. The database starts as a copy of `template`.
+        """
         self._stages += 1
         logging.getLogger("pika").setLevel(logging.CRITICAL)  # it warns of every queue that is not there yet
         name = f"stage_{self._stages}"
         with ExitStack() as cleanup:
-            database_url = self.postgres.create_database(name)
+            database_url = self.postgres.create_database(name, template=template)
             cleanup.callback(self.postgres.drop_database, name)
             rabbitmq_url = self.rabbitmq.new_vhost()
             connection = cleanup.enter_context(pika.BlockingConnection(pika.URLParameters(rabbitmq_url)))
-            topology.declare(connection)
+            declare(connection)
             stage = Stage(self, database_url, rabbitmq_url, connection)
             cleanup.callback(stage.end)
             yield stage
@@ -77,6 +86,7 @@ class Stage:
         self.database_url = database_url
         self.rabbitmq_url = rabbitmq_url
         self.processes: dict[str, Child] = {}
+        self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._connection = connection
         self._channel = connection.channel()
 
@@ -85,13 +95,23 @@ class Stage:
         own = {"DATABASE_URL": self.database_url, "RABBITMQ_URL": self.rabbitmq_url, "PYTHONPATH": str(ROOT)}
         child = Child(args, {"PATH": os.environ["PATH"], **own, **environment}, self.servers.folder)
         self.processes[name] = child
+        self._commands[name] = args, environment
         return child
 
-    def start_workers(self, queues: Sequence[str], *args: str, **environment: str) -> None:
+    def start_dramatiq(self, queues: Sequence[str], processes: int, *args: str, **environment: str) -> None:
         """Start the processes of Dramatiq's command line and wait until all of them consume all queues."""
-        own = [program("dramatiq"), *args, "--processes", str(WORKER_PROCESSES)]
-        child = self.start("workers", *own, **environment)
-        child.wait_until(lambda: all(self.queue(queue)[1] == WORKER_PROCESSES for queue in queues))
+        child = self.start("workers", program("dramatiq"), *args, "--processes", str(processes), **environment)
+        child.wait_until(lambda: all(self.queue(queue)[1] == processes for queue in queues))
+
+    def kill_a_worker(self) -> None:
+        """kill -9 of the process that works most under the name "workers"; what ends with it is started again."""
+        child = self.processes["workers"]
+        os.kill(max(machine.tree(child.pid)[-WORKER_PROCESSES:], key=machine.cpu_s), signal.SIGKILL)
+        with suppress(AssertionError):  # a supervisor of its own may have started another worker: then it goes on
+            wait_until(lambda: not child.running, 5)
+        if not child.running:
+            args, environment = self._commands["workers"]
+            self.start("workers", *args, **environment)
 
     def end(self) -> None:
         """End what still runs."""
@@ -126,22 +146,37 @@ class Stage:
 
         return send
 
-    def watch(self, events: int, totals: str, complete: Callable[[tuple[Any, ...]], bool]) -> Measured:
+    def watch(
+        self,
+        events: int,
+        totals: str,
+        complete: Callable[[tuple[Any, ...]], bool],
+        disturb: Callable[[], None] | None = None,
+    ) -> Measured:
         """Measure from the subscription to the queues until the last change of the totals; then all must be there.
 
+        `disturb` is called once, when half of the messages are taken from the queues; a disturbed round may end
+        incomplete, when nothing has changed for `GIVE_UP_S`.
+
         Raises:
-            RuntimeError: the side did not get through in time.
+            RuntimeError: an undisturbed side did not get through in time.
         """
-        deadline = time.monotonic() + 60 + events / 100
+        deadline = time.monotonic() + 60 + events / 50
         wait_until(lambda: any(self.queue(queue)[1] for queue in topology.QUEUES), 60)
         before, started = self._cpu_s(), time.monotonic()
-        changed, last = started, ()
+        changed, last, disturbed = started, (), disturb is None
         with cursor_on(self.database_url) as cursor:
             while time.monotonic() - changed < QUIET_S or not complete(last):
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"not through in time; totals {last}, {self.ready()} messages ready")
+                if disturb is not None and disturbed and time.monotonic() - changed > GIVE_UP_S:
+                    break
                 time.sleep(LOOK_S)
-                if self.ready():
+                ready = self.ready()
+                if not disturbed and disturb is not None and ready <= events // 2:
+                    disturb()
+                    disturbed = True
+                if ready:
                     changed = time.monotonic()
                     continue
                 cursor.execute(totals)
@@ -149,7 +184,7 @@ class Stage:
                 if now != last:
                     changed, last = time.monotonic(), now
         after, seconds = self._cpu_s(), changed - started
-        cpu_s = {name: (after[name] - before[name]) * 10_000 / events for name in after}
+        cpu_s = {name: (after[name] - before.get(name, 0)) * 10_000 / events for name in after}
         return Measured(seconds, events / seconds, cpu_s, self._peak_mb())
 
     def _cpu_s(self) -> dict[str, float]:

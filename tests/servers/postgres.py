@@ -51,6 +51,11 @@ class PrivatePostgres:
         return self._folder
 
     @property
+    def programs(self) -> Path:
+        """The folder of its programs."""
+        return self._bin
+
+    @property
     def pid(self) -> int:
         """Of the server's main process."""
         return self._child().pid

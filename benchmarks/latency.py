@@ -1,0 +1,113 @@
+"""How long an event takes from publishing to committed points, at a steady pace."""
+
+import json
+import random
+import select
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from benchmarks import effects
+from benchmarks.stage import Servers, Stage, cursor_on
+from benchmarks.subjects import migrated, plain_queues, start_faststream, start_ours, start_plain
+from customer_actors.domain.events import EventType
+from customer_actors.ingest import topology
+from tests.servers.process import wait_until
+
+WARM_UP_S: Final = 2.0
+"""Sales of the first seconds, while threads make their connections, are sent and not counted."""
+PATIENCE_S: Final = 30.0
+"""How long after the last sale a late one is waited for."""
+
+_NOTIFY: Final = """
+    CREATE FUNCTION notify_of_points() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        {notify}
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER notify_of_points AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION notify_of_points()
+"""
+"""PostgreSQL delivers a notification right after its transaction has committed. The trigger is the benchmark's alone;
+what it and the delivery cost (a fraction of a millisecond) is counted against every subject."""
+OUR_NOTIFY: Final = _NOTIFY.format(
+    table="loyalty_entry",
+    notify="PERFORM pg_notify('points', reference) FROM event "
+    "WHERE (customer, position) = (NEW.customer, NEW.position);",
+)
+PEER_NOTIFY: Final = _NOTIFY.format(table="loyalty_ledger", notify="PERFORM pg_notify('points', NEW.order_id);")
+
+
+class Latency(NamedTuple):
+    """Of one subject at one pace, in milliseconds; None where it could not keep the pace."""
+
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    late: int
+    """Sales without points half a minute after the last one was sent."""
+
+
+def of_ours(servers: Servers, per_s: int, seconds: float) -> Latency:
+    """This project, as the Procfile starts it."""
+    with servers.stage() as stage, migrated(stage.database_url):
+        return _measure(stage, OUR_NOTIFY, start_ours, per_s, seconds)
+
+
+def of_peer(servers: Servers, start: Callable[[Stage], None], per_s: int, seconds: float) -> Latency:
+    """A peer that keeps its effects in the peers' tables."""
+    with servers.stage(plain_queues) as stage:
+        with cursor_on(stage.database_url) as cursor:
+            cursor.execute(effects.SCHEMA)
+        return _measure(stage, PEER_NOTIFY, start, per_s, seconds)
+
+
+PEERS: Final[dict[str, Callable[[Stage], None]]] = {
+    "plain Dramatiq, a message per event": start_plain(split=False),
+    "FastStream and asyncpg": start_faststream,
+}
+"""Peers whose latency is measured."""
+
+
+def _measure(stage: Stage, notify: str, start: Callable[[Stage], None], per_s: int, seconds: float) -> Latency:
+    count = int((WARM_UP_S + seconds) * per_s)
+    sent: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    with cursor_on(stage.database_url) as cursor:
+        cursor.execute(notify)
+        cursor.execute("LISTEN points")
+        start(stage)
+        wait_until(lambda: all(stage.queue(queue)[1] for queue in topology.QUEUES))
+        limit_s = WARM_UP_S + seconds + PATIENCE_S
+        listener = threading.Thread(target=_listen, args=(cursor.connection, seen, count, limit_s), daemon=True)
+        listener.start()
+        send, started = stage.one_by_one(), time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, started + number / per_s - time.monotonic()))
+            reference, body = _sale(number)
+            sent[reference] = time.monotonic()
+            send(EventType.ORDER_COMPLETED, body)
+        listener.join()
+    took = [(seen[each] - at) * 1000 for each, at in sent.items() if at >= started + WARM_UP_S and each in seen]
+    if len(took) < 100:
+        return Latency(None, None, None, count - len(seen))
+    cuts = statistics.quantiles(took, n=100, method="inclusive")
+    return Latency(cuts[49], cuts[94], cuts[98], count - len(seen))
+
+
+def _listen(connection: Any, seen: dict[str, float], count: int, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while len(seen) < count and time.monotonic() < deadline:
+        select.select([connection], [], [], 0.1)
+        connection.poll()
+        now = time.monotonic()
+        seen.update((notice.payload, now) for notice in connection.notifies)
+        connection.notifies.clear()
+
+
+def _sale(number: int) -> tuple[str, str]:
+    reference, stamp = f"L-{number:06d}", datetime.now(UTC).isoformat()
+    data = {"order_id": reference, "customer_id": f"C{random.randrange(1_000):06d}", "total_amount": 19.9}
+    body = {"event": EventType.ORDER_COMPLETED, "timestamp": stamp, "organization_id": "default", "data": data}
+    return reference, json.dumps(body)
