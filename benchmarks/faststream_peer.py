@@ -6,7 +6,6 @@ every step is one transaction on a connection of a pool. A message is acknowledg
 Run as `faststream run benchmarks.faststream_peer:app --workers N`.
 """
 
-import json
 import os
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,9 +41,8 @@ async def connect() -> None:
     Pool.connections = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=CONCURRENT, max_size=CONCURRENT)
 
 
-async def handle(body: bytes) -> None:
+async def handle(event: Event) -> None:
     """All steps of one event, each in a transaction of its own."""
-    event = json.loads(body)
     data = event["data"]
     if event["event"] == EventType.PAYMENT_RECEIVED:
         await pay(event)

@@ -106,6 +106,10 @@ def history(results: Results, servers: Servers, say: Say) -> None:
     say(f"filling a database with {results.sizes.history_customers * loaded.PER_CUSTOMER:,} events")
     full = servers.postgres.create_database("history")
     loaded.fill(full, results.sizes.history_customers)
+    with cursor_on(full) as cursor:
+        cursor.execute("SELECT pg_database_size(current_database())")
+        stored = results.sizes.history_customers * loaded.PER_CUSTOMER
+        results.machine["bytes stored per event"] = f"{cursor.fetchone()[0] / stored:.0f}"
     spread = max(1, min(LOADED_SPREAD, results.sizes.history_customers * 10 // results.sizes.events))
     for number in range(1, results.sizes.rounds + 1):
         stream = streams.lines("uniform", results.sizes.events, seed=10 + number, spread=spread)

@@ -167,9 +167,10 @@ class Stage:
         changed, last, disturbed = started, (), disturb is None
         with cursor_on(self.database_url) as cursor:
             while time.monotonic() - changed < QUIET_S or not complete(last):
-                if time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if disturb is None and late:
                     raise RuntimeError(f"not through in time; totals {last}, {self.ready()} messages ready")
-                if disturb is not None and disturbed and time.monotonic() - changed > GIVE_UP_S:
+                if late or (disturb is not None and disturbed and time.monotonic() - changed > GIVE_UP_S):
                     break
                 time.sleep(LOOK_S)
                 ready = self.ready()
