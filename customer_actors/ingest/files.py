@@ -1,10 +1,9 @@
 """JSON lines: one envelope each, exactly as a publisher would send it; the line itself names its type."""
 
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from queue import Empty, Full, Queue
-from typing import IO, NamedTuple
+from typing import IO
 
 from customer_actors.domain.envelope import MAX_BODY_BYTES, Received
 
@@ -44,57 +43,76 @@ def batches(messages: Iterator[Received], size: int, age_s: float) -> Generator[
     empty batches come, several a second: the caller can look around, or stop. Raises what reading raised, behind the
     messages read before.
     """
-    items: Queue[Received | _End] = Queue(2 * size)
-    abandoned = threading.Event()
-    # A daemon: nothing can interrupt its read.
-    threading.Thread(target=_read_ahead, args=(messages, items, abandoned), name="lines", daemon=True).start()
-    end: _End | None = None
+    ahead = _ReadAhead(messages, size)
+    ahead.start()
     try:
-        while end is None:
-            batch, end = _fill(items, size, age_s)
-            if batch or end is None:
+        while not ahead.empty:
+            batch = ahead.take(age_s)
+            if batch or not ahead.empty:
                 yield batch
     finally:
-        abandoned.set()
-    if end.error is not None:
-        raise end.error
+        ahead.abandon()
+    if ahead.error is not None:
+        raise ahead.error
 
 
-class _End(NamedTuple):
-    """Nothing comes any more."""
+class _ReadAhead(threading.Thread):
+    """Reads up to two batches ahead. Nothing is locked per message: the two sides wake each other once per batch."""
 
-    error: Exception | None = None
+    def __init__(self, messages: Iterator[Received], size: int) -> None:
+        super().__init__(name="lines", daemon=True)  # a daemon: nothing can interrupt its read
+        self.error: Exception | None = None
+        """What reading raised."""
+        self._messages = messages
+        self._size = size
+        self._read: deque[Received] = deque()
+        self._ended = False
+        self._abandoned = False
+        self._some, self._enough, self._room = threading.Event(), threading.Event(), threading.Event()
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything was read and taken."""
+        return self._ended and not self._read
 
-def _read_ahead(messages: Iterator[Received], items: "Queue[Received | _End]", abandoned: threading.Event) -> None:
-    def put(item: Received | _End) -> bool:
-        while not abandoned.is_set():
-            try:
-                items.put(item, timeout=_LOOK_S)
-            except Full:
-                continue
-            return True
-        return False
-
-    try:
-        if all(put(message) for message in messages):
-            put(_End())
-    except Exception as error:
-        put(_End(error))
-
-
-def _fill(items: "Queue[Received | _End]", size: int, age_s: float) -> tuple[list[Received], _End | None]:
-    """The next batch, empty when nothing arrives for a moment, and the end when it came."""
-    batch: list[Received] = []
-    due = time.monotonic() + _LOOK_S
-    while len(batch) < size:
+    def run(self) -> None:
         try:
-            item = items.get(timeout=max(0.0, due - time.monotonic()))
-        except Empty:
-            break
-        if isinstance(item, _End):
-            return batch, item
-        if not batch:
-            due = time.monotonic() + age_s
-        batch.append(item)
-    return batch, None
+            for message in self._messages:
+                self._read.append(message)
+                self._tell()
+                if self._abandoned:
+                    break
+        except Exception as error:
+            self.error = error
+        self._ended = True
+        self._some.set()
+        self._enough.set()
+
+    def _tell(self) -> None:
+        if not self._some.is_set():
+            self._some.set()
+        if len(self._read) >= self._size and not self._enough.is_set():
+            self._enough.set()
+        while len(self._read) >= 2 * self._size and not self._abandoned:
+            self._room.clear()
+            if len(self._read) >= 2 * self._size:
+                self._room.wait(_LOOK_S)
+
+    def take(self, age_s: float) -> list[Received]:
+        """The next batch, empty when nothing arrives for a moment."""
+        if not self._read:
+            self._some.clear()
+            if not self._read and not self._ended and not self._some.wait(_LOOK_S):
+                return []
+        if len(self._read) < self._size:
+            self._enough.clear()
+            if len(self._read) < self._size and not self._ended:
+                self._enough.wait(age_s)
+        batch = [self._read.popleft() for _ in range(min(self._size, len(self._read)))]
+        self._room.set()
+        return batch
+
+    def abandon(self) -> None:
+        """Nobody takes any more."""
+        self._abandoned = True
+        self._room.set()

@@ -34,3 +34,15 @@ def remove_bells(database: Database, numbers: Sequence[int]) -> None:
     """Forget bells whose customers are through or held; another sweep may have done so already."""
     with database.transaction():
         database.delete(_BELL, [(number,) for number in sorted(numbers)])
+
+
+def newest_bell(database: Database) -> int:
+    """The number of the bell noted last; 0 when there is none."""
+    number: int = database.query("SELECT COALESCE(max(id), 0) FROM bell")[0][0]
+    return number
+
+
+def remove_bells_up_to(database: Database, number: int) -> None:
+    """Forget all bells up to a number, for who has seen since that nobody waits."""
+    with database.transaction():
+        database.execute("DELETE FROM bell WHERE id <= ?", (number,))

@@ -50,18 +50,24 @@ class SqliteDatabase(Database):
         # The busy timeout serves other processes only: threads that poll for the write lock starve each other.
         self._writer = threading.RLock()
 
+    def require_durable(self) -> None:
+        """Nothing to ask: every connection of ours is made with synchronous FULL."""
+
     @contextmanager
     def _begin(self) -> Iterator[None]:
         with self._writer, self.engine.atomic("IMMEDIATE"):
             yield
+
+    def _usable(self, connection: Any) -> bool:
+        return not connection.in_transaction
 
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
         if rows:
             self._connection().executemany(_insert(into), rows)
 
     def insert_missing(self, into: Columns, rows: Sequence[Row]) -> set[Row]:
-        connection, sql, width = self._connection(), _insert(into) + " ON CONFLICT DO NOTHING", len(into.key)
-        return {row[:width] for row in rows if connection.execute(sql, row).rowcount}
+        cursor, sql, width = self._connection().cursor(), _insert(into) + " ON CONFLICT DO NOTHING", len(into.key)
+        return {row[:width] for row in rows if cursor.execute(sql, row).rowcount}
 
     def update(self, of: Columns, rows: Sequence[Row]) -> None:
         if rows:
@@ -82,16 +88,12 @@ class SqliteDatabase(Database):
         return self._read(_select(of), keys)
 
     def for_each(self, over: Columns, sql: str, rows: Sequence[Row]) -> list[Row]:
-        return self._read(*_for_each(over, sql, rows))
+        numbered = {name: f"?{number}" for number, (name, _) in enumerate(over.key, 1)}
+        return self._read(sql.format(**numbered), rows)
 
-    def _read(self, sql: str, keys: Sequence[Any]) -> list[Row]:
-        connection = self._connection()
-        return [row for key in keys for row in connection.execute(sql, key)]
-
-
-def _for_each(over: Columns, sql: str, rows: Sequence[Row]) -> tuple[str, list[dict[str, Any]]]:
-    names = [name for name, _ in over.key]
-    return sql.format(**{name: f":{name}" for name in names}), [dict(zip(names, row, strict=True)) for row in rows]
+    def _read(self, sql: str, keys: Sequence[Row]) -> list[Row]:
+        cursor = self._connection().cursor()
+        return [row for key in keys for row in cursor.execute(sql, key)]
 
 
 @cache
