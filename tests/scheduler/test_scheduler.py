@@ -1,4 +1,4 @@
-"""The scheduler's shell: jobs are data, times follow the settings, and the process behaves like every other."""
+"""The scheduler's shell: what `list` shows, and that the process behaves like every other."""
 
 import json
 import os
@@ -8,84 +8,51 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from customer_actors.settings import Settings, load_settings
+from customer_actors.storage import job_runs
+from customer_actors.storage.beats import all_beats
+from customer_actors.storage.job_runs import Run
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
-from scheduler.__main__ import print_jobs, scheduler
-from scheduler.jobs import JOBS, Job, due_times, make_scheduler
+from scheduler.__main__ import scheduler
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
 
-BERLIN = {"CUSTOMER_ACTORS_TIMEZONE": "Europe/Berlin", "CUSTOMER_ACTORS_NIGHTLY_SEGMENTS_CRON": "30 4 * * mon"}
+ROW = ["name", "cron", "in_words", "timezone", "next_at", "does", "last_run"]
 
 
-def nothing(settings: Settings) -> None:
-    """A job's message, sent to nobody."""
-
-
-SEGMENTS = Job("segments", "nightly_segments_cron", "Rescores everybody.", nothing)
-CREDIT = Job("credit", "nightly_credit_cron", "Reconciles every account.", nothing)
-
-
-def test_a_job_is_due_by_its_setting_in_the_business_time_zone() -> None:
-    winter, summer = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 7, 1, tzinfo=UTC)
-    settings = load_settings(BERLIN)
-    (in_winter,), (in_summer,) = (due_times(settings, moment, [SEGMENTS]) for moment in (winter, summer))
-    assert str(in_winter.next_at) == "2025-01-06 04:30:00+01:00"
-    assert str(in_summer.next_at) == "2025-07-07 04:30:00+02:00"
-
-
-def test_every_job_there_is_can_be_scheduled() -> None:
-    assert len(list(due_times(load_settings({}), datetime.now(UTC), JOBS))) == len(JOBS)
-
-
-def test_missed_slots_run_once_within_the_catch_up_window_and_then_no_more() -> None:
-    settings = load_settings({**BERLIN, "CUSTOMER_ACTORS_CATCH_UP_MINUTES": "90"})
-    jobs = make_scheduler(settings, [SEGMENTS, CREDIT]).get_jobs()
-    assert [job.id for job in jobs] == ["segments", "credit"]
-    assert {job.misfire_grace_time for job in jobs} == {90 * 60}
-    assert {job.coalesce for job in jobs} == {True}
-    assert {str(job.trigger.timezone) for job in jobs} == {"Europe/Berlin"}
-
-
-def test_a_slot_that_is_due_has_its_message_sent() -> None:
-    sent: list[Settings] = []
-
-    def send(settings: Settings) -> None:
-        sent.append(settings)
-        clock.shutdown(wait=False)
-
-    settings = load_settings({})
-    clock = make_scheduler(settings, [CREDIT._replace(send=send)])
-    clock.modify_job("credit", next_run_time=datetime.now(UTC))
-    clock.start()
-    assert sent == [settings]
-
-
-def test_list_names_every_job_with_its_times(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_names_every_job_with_its_times_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUSTOMER_ACTORS_NIGHTLY_CREDIT_CRON", "1 2 * * *")
-    print_jobs([SEGMENTS, CREDIT], as_json=False)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("segments: 15 3 * * * (UTC), next ")
-    assert second.startswith("credit: 1 2 * * * (UTC), next ")
-
-    print_jobs([CREDIT], as_json=True)
-    (row,) = json.loads(capsys.readouterr().out)
-    assert row["cron"] == "1 2 * * *"
-    assert datetime.fromisoformat(row["next_at"]) > datetime.now(UTC)
+    monkeypatch.setenv("CUSTOMER_ACTORS_TIMEZONE", "Europe/Berlin")
+    lines = invoke("list").splitlines()
+    assert lines[0].startswith("segments: every day at 03:15 (Europe/Berlin, 15 3 * * *), next 20")
+    assert lines[3].startswith("credit: every day at 02:01 (Europe/Berlin, 1 2 * * *), next 20")
+    assert lines[2] == lines[5] == "  never ran"
+    assert not list(tmp_path.iterdir())
 
 
-def test_list_shows_the_jobs_there_are() -> None:
-    done = CliRunner().invoke(scheduler, ["list", "--json"], catch_exceptions=False)
-    assert [row["name"] for row in json.loads(done.stdout)] == [job.name for job in JOBS]
+def test_list_shows_the_last_run_of_every_job(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    database = open_database(url)
+    job_runs.claim(database, Run("credit", "2026-11-24T03:45", date(2026, 11, 24)), 1)
+    database.release()
+    assert "  last run 2026-11-24T03:45: claimed, as of 2026-11-24; no worker has begun" in invoke("list").splitlines()
+    segments, credit = json.loads(invoke("list", "--json"))
+    assert list(segments) == list(credit) == ROW
+    assert datetime.fromisoformat(credit["next_at"]) > datetime.now(UTC)
+    assert (segments["last_run"], credit["last_run"]["state"]) == (None, "claimed")
+
+
+def invoke(*arguments: str) -> str:
+    done = CliRunner().invoke(scheduler, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
 
 
 def test_help_explains_itself() -> None:
@@ -128,6 +95,20 @@ def test_it_stays_until_a_signal_and_ends_within_four_seconds(tmp_path: Path, ur
         assert process.wait(timeout=20) == 0
         assert time.monotonic() - began < 4
     assert logged(tmp_path)('"stopped"')
+
+
+def test_it_shows_that_it_lives_and_takes_the_sign_away_at_its_end(tmp_path: Path, url: str) -> None:
+    database = open_database(url)
+
+    def kinds() -> list[str]:
+        return [one.kind for one in all_beats(database)]
+
+    with started(tmp_path, DATABASE_URL=url) as process:
+        wait_until(lambda: kinds() == ["scheduler"])
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    assert kinds() == []
+    database.release()
 
 
 def test_an_old_schema_is_refused_with_the_command_to_run(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ CREATE TABLE job_run (
     claimed_us {big} NOT NULL,
     planned_us {big},
     done_us {big} CHECK (done_us IS NULL OR planned_us IS NOT NULL),
+    -- how often a part of it failed, when and with what error last: the pauses between tries grow with it
+    failures {int} NOT NULL DEFAULT 0,
+    failed_us {big},
     error TEXT,
     PRIMARY KEY (job, slot)
 ) {keyed};
