@@ -1,9 +1,8 @@
 """Many customers at once on PostgreSQL, with the spread of a real shop, scored as a night before would have left them.
 
 Orders are heavy-tailed (three customers of five bought once), totals follow them, the last purchase lies back
-exponentially. Nine customers of ten belong to one organization, the others to fifty small ones, some of them with too few
-customers for cuts of their own. Streams are as long as the figures say but hold no events: who advances reads behind
-the position only.
+exponentially. Nine customers of ten belong to one organization, the others to fifty small ones. Streams are as long as
+the figures say but hold no events: who advances reads behind the position only.
 """
 
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from datetime import date, timedelta
 from typing import Any, Final
 
 from customer_actors.domain.rules import Rules
-from customer_actors.domain.segmentation import Cuts, day_start_us
-from customer_actors.storage.nightly_segments import cuts_as_of, organizations_with_sales
+from customer_actors.domain.segmentation import Cuts, Scale, day_start_us
+from customer_actors.storage.nightly_segments import cuts_as_of
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 
@@ -37,7 +36,8 @@ _TABLES: Final = (
     "OVERRIDING SYSTEM VALUE SELECT id, organization_id, customer_id, orders, orders, orders, 0 FROM made",
     "SELECT setval(pg_get_serial_sequence('customer', 'id'), (SELECT max(id) FROM made))",
     "INSERT INTO stats_state SELECT id, orders, NULL, orders, 0, (orders * each * 100)::bigint, 0, "
-    "CASE WHEN orders > 0 THEN last_us - (orders - 1) * 86400000000 END, CASE WHEN orders > 0 THEN last_us END FROM made",
+    "CASE WHEN orders > 0 THEN last_us - (orders - 1) * 86400000000 END, CASE WHEN orders > 0 THEN last_us END "
+    "FROM made",
     "INSERT INTO loyalty_state SELECT id, orders, NULL, 0, 0, 'bronze' FROM made",
     "INSERT INTO credit_state (customer, position) SELECT id, 0 FROM made",
     "INSERT INTO customer_segment (customer, position) SELECT id, orders FROM made",
@@ -76,7 +76,9 @@ def make(cursor: Any, database_url: str, customers: int, today: date, rules: Rul
     Cuts of a shop that goes on selling stand nearly still from one day to the next, so yesterday's are today's with a
     little less money.
     """
-    migrate(open_database(database_url))
+    database = open_database(database_url)
+    migrate(database)
+    database.release()
     end = day_start_us(today, rules.zone) + DAY_US // 8
     cursor.execute("SELECT setseed(0.5)")
     cursor.execute(_PEOPLE, {"small": _SMALL_ORGANIZATIONS, "end": end, "day": DAY_US, "customers": customers})
@@ -98,8 +100,11 @@ def give_cuts(
     columns = ", ".join(f"{letter}{k} bigint" for letter in "rfm" for k in (1, 2, 3, 4))
     cursor.execute(f"CREATE TABLE given_cuts (organization_id text PRIMARY KEY, number int, {columns})")
     database = open_database(database_url)
-    for organization_id in organizations_with_sales(database):
+    cursor.execute("SELECT organization_id FROM organization ORDER BY organization_id")
+    for (organization_id,) in cursor.fetchall():
         cuts = cuts_as_of(database, organization_id, today, rules)
+        if cuts is None:
+            continue
         if cuts.monetary:
             first, second, third, fourth = (int(cut * (1 - less_money)) for cut in cuts.monetary)
             cuts = cuts._replace(monetary=(first, second, third, fourth))
@@ -121,8 +126,6 @@ def _store(cursor: Any, organization_id: str, as_of: date, cuts: Cuts) -> int:
 
 
 def _bounds(cuts: Cuts, as_of: date, rules: Rules) -> Sequence[int]:
-    from customer_actors.domain.segmentation import Scale
-
     scale = Scale(cuts, rules.currency_decimals)
     moments = [day_start_us(as_of - timedelta(days), rules.zone) for days in scale.recency]
     return [*moments, *scale.frequency, *scale.monetary]

@@ -1,11 +1,14 @@
 """Recency, frequency and monetary scores of one customer, and the segment they name [R1-R5]."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from datetime import date
-from itertools import pairwise
+from datetime import date, datetime, timedelta
+from itertools import pairwise, product
 from types import MappingProxyType
 from typing import Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+from customer_actors.domain.events import to_us
 
 Quintiles = tuple[int, int, int, int]
 """Four strictly increasing cuts: they divide the values into five scores."""
@@ -37,6 +40,8 @@ class Cuts(NamedTuple):
     """Orders."""
     monetary: Quintiles | None = None
     """Total spent, in minor units."""
+    as_of: date | None = None
+    """The business date the snapshot was taken for."""
 
 
 class Scores(NamedTuple):
@@ -48,17 +53,32 @@ class Scores(NamedTuple):
     code: str
 
 
-def quintile_cuts(sorted_values: Sequence[int]) -> Quintiles | None:
-    """The values at the positions ceil(k*n/5), k = 1..4, of all customers' ascending values [R2].
+def cut_places(n: int) -> tuple[int, int, int, int]:
+    """Where in n ascending values the cuts stand, counted from 1: ceil(k*n/5) for k = 1..4 [R2]."""
+    first, second, third, fourth = ((k * n + 4) // 5 for k in (1, 2, 3, 4))
+    return first, second, third, fourth
+
+
+def quintiles(n: int, values: Sequence[int]) -> Quintiles | None:
+    """The four values at `cut_places(n)` as cuts [R2].
 
     None when the fixed cuts apply: too few values, or cuts that are not strictly increasing [R3].
     """
-    n = len(sorted_values)
-    if n < FEWEST_CUSTOMERS:
+    if n < FEWEST_CUSTOMERS or any(low >= high for low, high in pairwise(values)):
         return None
-    first, second, third, fourth = (sorted_values[(k * n + 4) // 5 - 1] for k in (1, 2, 3, 4))
-    cuts = (first, second, third, fourth)
-    return cuts if all(low < high for low, high in pairwise(cuts)) else None
+    first, second, third, fourth = values
+    return first, second, third, fourth
+
+
+def quintile_cuts(sorted_values: Sequence[int]) -> Quintiles | None:
+    """The cuts of all customers' ascending values, or None where the fixed cuts apply [R2, R3]."""
+    n = len(sorted_values)
+    return quintiles(n, [sorted_values[place - 1] for place in cut_places(n)]) if n else None
+
+
+def days_since(last_purchase: date, as_of: date) -> int:
+    """Days between two business dates, none for a purchase after the as-of date [R1]."""
+    return max(0, (as_of - last_purchase).days)
 
 
 def score(
@@ -68,11 +88,54 @@ def score(
 
     Both dates are business dates. The total is in minor units, of which 10**currency_decimals are one unit.
     """
-    days = max(0, (as_of - last_purchase).days)
-    recency = 5 - _cuts_below(days, cuts.recency or FIXED_RECENCY)
-    frequency = 1 + _cuts_below(orders, cuts.frequency or FIXED_FREQUENCY)
-    monetary = 1 + _cuts_below(total_spent_minor, cuts.monetary or _fixed_monetary(currency_decimals))
-    return Scores(recency, frequency, monetary, code_of(recency, frequency, monetary))
+    return Scale(cuts, currency_decimals).scores(days_since(last_purchase, as_of), orders, total_spent_minor)
+
+
+class Scale:
+    """The cuts in force in each dimension, the fixed ones where the snapshot has none [R3]."""
+
+    def __init__(self, cuts: Cuts, currency_decimals: int) -> None:
+        self.recency = cuts.recency or FIXED_RECENCY
+        self.frequency = cuts.frequency or FIXED_FREQUENCY
+        self.monetary = cuts.monetary or _fixed_monetary(currency_decimals)
+
+    def scores(self, days: int, orders: int, total_spent_minor: int) -> Scores:
+        """Scores and code of a customer's inputs: equal values always score equal [R2, R4]."""
+        return scores_of(
+            5 - bisect_left(self.recency, days),
+            1 + bisect_left(self.frequency, orders),
+            1 + bisect_left(self.monetary, total_spent_minor),
+        )
+
+
+class Sieve:
+    """A scale on one as-of date, to find among many customers those whose scores or code are no longer right [R7].
+
+    The same scores as `Scale.scores`, for a fraction of the time: the cuts of recency are moments, so that no date is
+    calculated per customer.
+    """
+
+    def __init__(self, scale: Scale, as_of: date, zone: ZoneInfo) -> None:
+        self._scale = scale
+        self._moments = sorted(day_start_us(as_of - timedelta(days), zone) for days in scale.recency)
+
+    def scores(self, last_purchase_us: int, orders: int, total_spent_minor: int) -> Scores:
+        """Scores and code of a customer whose last purchase was at this moment."""
+        return _SCORES[
+            1 + bisect_right(self._moments, last_purchase_us),
+            1 + bisect_left(self._scale.frequency, orders),
+            1 + bisect_left(self._scale.monetary, total_spent_minor),
+        ]
+
+
+def day_start_us(day: date, zone: ZoneInfo) -> int:
+    """The first moment of a business date, in microseconds since the epoch."""
+    return to_us(datetime(day.year, day.month, day.day, tzinfo=zone))
+
+
+def scores_of(recency: int, frequency: int, monetary: int) -> Scores:
+    """Three scores from 1 to 5 with the code they name."""
+    return _SCORES[recency, frequency, monetary]
 
 
 def code_of(recency: int, frequency: int, monetary: int) -> str:
@@ -90,12 +153,13 @@ def code_of(recency: int, frequency: int, monetary: int) -> str:
     return "lost"
 
 
-def _cuts_below(value: int, cuts: Quintiles) -> int:
-    """How many cuts are smaller than the value: equal values always score equal [R2]."""
-    return bisect_left(cuts, value)
-
-
 def _fixed_monetary(currency_decimals: int) -> Quintiles:
     """The fixed cuts in minor units: a total of exactly 100 units is no longer below 100, so the cut is one less."""
     first, second, third, fourth = (units * 10**currency_decimals - 1 for units in FIXED_MONETARY_UNITS)
     return first, second, third, fourth
+
+
+_SCORES: Final = {
+    scores: Scores(*scores, code_of(*scores)) for scores in product(range(1, 6), range(1, 6), range(1, 6))
+}
+"""The map is total: 125 cells [R4]."""

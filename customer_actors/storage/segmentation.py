@@ -3,16 +3,19 @@
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from customer_actors.domain import routing
 from customer_actors.domain.events import business_date
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.segmentation import Cuts, Quintiles, Scores, score
 from customer_actors.domain.stats import Stats
+from customer_actors.errors import DataFault
 from customer_actors.groups.advance import Hold, Round
+from customer_actors.groups.alarm import MassFailure
 from customer_actors.storage import holds
 from customer_actors.storage.database import Database, Row, columns
+from customer_actors.storage.postgresql import PostgresDatabase
 from customer_actors.storage.stats import STATE as STATS_STATE
 
 _LOCKED = columns("customer_segment", "customer bigint", "position bigint")
@@ -28,6 +31,9 @@ _BEHIND = (
     "SELECT s.customer FROM stats_state s JOIN customer_segment g ON g.customer = s.customer "
     "WHERE s.customer = {customer} AND s.position > g.position AND g.held_position IS NULL LIMIT 1"
 )
+
+_CUTS_LOCK: Final = 7_203_114_016
+"""Any number, the same in every version: the advisory lock of whoever reads cuts to write scores."""
 
 
 class Segment(NamedTuple):
@@ -58,30 +64,64 @@ class SegmentationStore:
     def __init__(self, database: Database, rules: Rules) -> None:
         self.database = database
         self.rules = rules
+        self.alarm = MassFailure()
+        """Replaced by the one all stores of a process share."""
 
     def round(self, groups: Sequence[int], now_us: int) -> Round:
-        """Rescore the customers whose row can be locked."""
+        """Rescore the customers whose row can be locked.
+
+        When the database refuses a row, the round is halved until that one customer is found; it is held alone.
+        """
+        try:
+            return self._round(groups, now_us)
+        except DataFault as fault:
+            if len(groups) == 1:
+                return self._round(groups, now_us, fault)
+            middle = len(groups) // 2
+            one, other = self.round(groups[:middle], now_us), self.round(groups[middle:], now_us)
+            return Round(
+                one.locked + other.locked, one.applied + other.applied, one.held + other.held, one.moved + other.moved
+            )
+
+    def _round(self, groups: Sequence[int], now_us: int, fault: DataFault | None = None) -> Round:
         with self.database.transaction():
-            return self._advance(dict(self.database.lock_groups(_LOCKED, groups, "held_position IS NULL")), now_us, {})
+            keep_cuts(self.database)
+            locked = self.database.lock_groups(_LOCKED, groups, "held_position IS NULL")
+            return self._advance(dict(locked), now_us, {}, fault)
 
     def retry(self, group: int, now_us: int) -> Round:
         """Try a held customer again if its time has come; locks nothing otherwise."""
+        try:
+            return self._retry(group, now_us)
+        except DataFault as fault:
+            return self._retry(group, now_us, fault)
+
+    def _retry(self, group: int, now_us: int, fault: DataFault | None = None) -> Round:
         with self.database.transaction():
+            keep_cuts(self.database)
             due: dict[int, int] = dict(holds.lock_due(self.database, self.actor, _LOCKED, [group], now_us))
-            done = self._advance(due, now_us, holds.positions(self.database, self.actor, due))
+            done = self._advance(due, now_us, holds.positions(self.database, self.actor, due), fault)
             holds.settle(self.database, self.actor, list(due), done.held, now_us)
             return done
 
-    def _advance(self, positions: dict[int, int], now_us: int, held_at: dict[int, int]) -> Round:
-        """Rescore locked rows. A customer that fails again stays held where it was: statistics may have moved on."""
+    def _advance(
+        self, positions: dict[int, int], now_us: int, held_at: dict[int, int], fault: DataFault | None
+    ) -> Round:
+        """Rescore locked rows; all of them fail with `fault`, if there is one.
+
+        A customer that fails again stays held where it was: statistics may have moved on.
+        """
         if not positions:
             return Round(0)
         stats = self.database.select(STATS_STATE, [(group,) for group in positions])
         changed = {row[0]: row for row in stats if row[1] > positions[row[0]]}
-        rows, failed = self._rescore(changed, now_us)
+        rows, failed = self._rescore(changed, now_us) if fault is None else ([], _all_failed(changed, fault))
         self.database.update(SEGMENT, rows)
         failed = [hold._replace(position=held_at.get(hold.group, hold.position)) for hold in failed]
-        holds.hold(self.database, self.actor, self.table, failed, now_us)
+        failures = {hold.group for hold in failed}
+        known = holds.charged(self.database, self.actor, failures.intersection(held_at))
+        self.alarm.note(self.actor, changed.keys() - known, failures - known, now_us / 1_000_000)
+        holds.hold(self.database, self.actor, self.table, failed, now_us, self.alarm)
         return Round(len(positions), len(rows), tuple(failed), tuple(row[0] for row in rows))
 
     def _rescore(self, stats_rows: dict[int, Row], now_us: int) -> tuple[list[Row], list[Hold]]:
@@ -120,17 +160,43 @@ def segment_columns(segment: Segment) -> Row:
     return (last, segment.orders, segment.total_spent_minor, *scores, segment.cuts)
 
 
+def _all_failed(stats_rows: dict[int, Row], fault: DataFault) -> list[Hold]:
+    return [Hold.of(group, row[1], fault) for group, row in stats_rows.items()]
+
+
+def keep_cuts(database: Database) -> None:
+    """Until the end of this transaction the cuts stay as they are. Call it before locking segment rows.
+
+    Every writer of scores does, so that once a snapshot is published nobody writes by an older one any more. On SQLite
+    the transaction itself excludes all other writers.
+    """
+    if isinstance(database, PostgresDatabase):
+        database.execute("SELECT pg_advisory_xact_lock_shared(?)", (_CUTS_LOCK,))
+
+
+def publish_cuts(database: Database) -> None:
+    """Wait for the writers who score by the cuts of before, and keep new ones waiting until the commit.
+
+    Call it last before the commit of a snapshot. Takes no row lock, so it cannot deadlock with `keep_cuts`.
+    """
+    if isinstance(database, PostgresDatabase):
+        database.execute("SELECT pg_advisory_xact_lock(?)", (_CUTS_LOCK,))
+
+
 def newest_cuts(database: Database, organization_id: str) -> Cuts:
-    """The organization's newest snapshot, or no snapshot: then the fixed cuts apply [R3, R6]."""
+    """The organization's snapshot of the latest date, or none: then the fixed cuts apply [R3, R6]."""
     rows = database.execute(
-        "SELECT number, recency, frequency, monetary FROM rfm_cuts "
-        "WHERE organization_id = ? ORDER BY number DESC LIMIT 1",
+        "SELECT number, recency, frequency, monetary, as_of FROM rfm_cuts "
+        "WHERE organization_id = ? ORDER BY as_of DESC LIMIT 1",
         (organization_id,),
     ).fetchall()
-    if not rows:
-        return Cuts()
-    number, *dimensions = rows[0]
-    return Cuts(number, *(_quintiles(text) for text in dimensions))
+    return cuts_of(rows[0]) if rows else Cuts()
+
+
+def cuts_of(row: Row) -> Cuts:
+    """The snapshot of a row (number, recency, frequency, monetary, as_of)."""
+    number, recency, frequency, monetary, as_of = row
+    return Cuts(number, _quintiles(recency), _quintiles(frequency), _quintiles(monetary), date.fromisoformat(as_of))
 
 
 def _quintiles(text: str | None) -> Quintiles | None:
