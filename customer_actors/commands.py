@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from customer_actors.actors.pipeline import now_us
 from customer_actors.domain import telling
 from customer_actors.domain.envelope import UNSTORABLE
-from customer_actors.domain.events import EventType, Message, Outcome, iso
+from customer_actors.domain.events import EventType, Message, Outcome, business_date, iso
 from customer_actors.domain.fields import DecodeError, id_
 from customer_actors.domain.routing import BIT, CREDIT, LOYALTY
 from customer_actors.domain.story import Story
@@ -23,13 +23,18 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.settings import Settings
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database
-from customer_actors.storage.views import Stored, events, stored_customer, undone_sales
+from customer_actors.storage.views import Stored, events, skips, stored_customer, undone_sales
 
 MAX_POINTS: Final = 10**12 - 1
 MAX_TERMS_DAYS: Final = 3650
+MAX_TEXT: Final = 500
+"""Characters of a name or a reason."""
 WAIT_S: Final = 10.0
 """How long a command waits for a worker that has its customer locked just now."""
 _LOOK_S: Final = 0.02
+
+Detail = dict[str, int | str]
+"""What a request says beside reference and amount [Message.detail]."""
 
 
 class CommandResult(NamedTuple):
@@ -87,6 +92,65 @@ def charge_credit(
     )
 
 
+class Signed(NamedTuple):
+    """Who asks for a change of an account, and why."""
+
+    by: str
+    reason: str | None = None
+
+
+def change_limit(
+    service: Service, organization_id: str, customer_id: str, limit_minor: int, signed: Signed
+) -> CommandResult:
+    """Change the limit of a credit account, in minor units; it may be less than what is used [C1]. The present limit
+    again is a duplicate.
+
+    Raises:
+        UsageError: an argument is impossible or the customer unknown; nothing changed. Outage: as above.
+    """
+    _require(limit_minor >= 0, "the limit must not be negative")
+    request = _Request(EventType.CREDIT_LIMIT_CHANGED, CREDIT, organization_id, customer_id, "", limit_minor)
+    return _carry_out(service, request, _signature(signed))
+
+
+def suspend_credit(service: Service, organization_id: str, customer_id: str, signed: Signed) -> CommandResult:
+    """Suspend a credit account by hand: it takes money, but no charge, until somebody lifts it [C7].
+
+    Raises:
+        UsageError: an argument is impossible or the customer unknown; nothing changed. Outage: as above.
+    """
+    return _by_hand(service, EventType.CREDIT_SUSPENDED, organization_id, customer_id, signed)
+
+
+def lift_credit(service: Service, organization_id: str, customer_id: str, signed: Signed) -> CommandResult:
+    """Lift a suspension, whoever made it [C7].
+
+    Raises:
+        UsageError: an argument is impossible or the customer unknown; nothing changed. Outage: as above.
+    """
+    return _by_hand(service, EventType.CREDIT_LIFTED, organization_id, customer_id, signed)
+
+
+def _by_hand(
+    service: Service, type_: EventType, organization_id: str, customer_id: str, signed: Signed
+) -> CommandResult:
+    as_of = business_date(service.clock(), service.stores.current_rules.zone).isoformat()
+    detail = {"automatic": False, "as_of": as_of, **_signature(signed)}
+    return _carry_out(service, _Request(type_, CREDIT, organization_id, customer_id, "", 0), detail)
+
+
+def _signature(signed: Signed) -> Detail:
+    reason = {} if signed.reason is None else {"reason": _text("reason", signed.reason)}
+    return {"by": _text("name", signed.by), **reason}
+
+
+def _text(what: str, text: str) -> str:
+    text = text.strip()
+    fits = 0 < len(text) <= MAX_TEXT and not UNSTORABLE.search(text)
+    _require(fits, f"the {what} must be a proper text of 1 to {MAX_TEXT} characters without NUL")
+    return text
+
+
 def redeem_points(
     service: Service, organization_id: str, customer_id: str, points: int, reference: str
 ) -> CommandResult:
@@ -126,7 +190,7 @@ def _id(what: str, value: str) -> None:
 
 
 def _carry_out(
-    service: Service, request: _Request, detail: dict[str, int] | None = None, *, creates: bool = False
+    service: Service, request: _Request, detail: Detail | None = None, *, creates: bool = False
 ) -> CommandResult:
     _id("organization", request.organization_id)
     _id("customer", request.customer_id)
@@ -147,7 +211,7 @@ def _stored(service: Service, request: _Request) -> Stored | None:
     return stored_customer(service.stores.database, request.organization_id, request.customer_id)
 
 
-def _message(request: _Request, detail: dict[str, int] | None, at_us: int) -> Message:
+def _message(request: _Request, detail: Detail | None, at_us: int) -> Message:
     data = {"customer_id": request.customer_id, "reference": request.reference, "amount": request.amount_minor}
     # Its own event_id makes the payload unlike any other, so that this very request is found again in the stream.
     payload = {"event_id": uuid.uuid4().hex, "event": request.type, "timestamp": iso(at_us)}
@@ -202,7 +266,8 @@ def _verdict(service: Service, stored: Stored, actor: str, position: int, repeat
     """What the actor made of the request: told by the stream folded again up to it, for states keep no history."""
     database, stores = service.stores.database, service.stores
     undone = undone_sales(database, stored.number, position)
-    story = Story(stores.book, stored.standings, undone, stores.current_rules.currency_decimals)
+    decimals = stores.current_rules.currency_decimals
+    story = Story(stores.book, stored.standings, undone, decimals, skips(database, stored.number))
     told = telling.Told("", telling.FAILED, "")
     for event in events(database, stored.number, position):
         if event.concerns & BIT[actor]:
@@ -211,6 +276,8 @@ def _verdict(service: Service, stored: Stored, actor: str, position: int, repeat
         case telling.REFUSED:
             first = "this was asked before and refused, and stays so: " if repeated else ""
             return CommandResult("refused", first + told.effect.removeprefix("refused: "), position)
+        case telling.SKIPPED:
+            return CommandResult("refused", told.effect, position)
         case telling.APPLIED | telling.NO_EFFECT if not repeated:
             return CommandResult("applied", None, position)
         case telling.APPLIED | telling.NO_EFFECT | telling.DUPLICATE:

@@ -1,7 +1,8 @@
 """Verbs that ask for something: each appends a request to a customer's stream and prints what became of it [C9]."""
 
+import getpass
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -17,7 +18,19 @@ from customer_actors.cli.common import (
     printable,
     settings_for_command,
 )
-from customer_actors.commands import CommandResult, Service, charge_credit, make_service, open_credit, redeem_points
+from customer_actors.cli.drift import credit_drift
+from customer_actors.commands import (
+    CommandResult,
+    Service,
+    Signed,
+    change_limit,
+    charge_credit,
+    lift_credit,
+    make_service,
+    open_credit,
+    redeem_points,
+    suspend_credit,
+)
 from customer_actors.domain.money import minor_units
 from customer_actors.errors import UsageError
 from customer_actors.settings import Settings
@@ -26,9 +39,23 @@ from customer_actors.storage.overdue import forget_answered
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
+def _signed(verb: Callable[..., None]) -> Callable[..., None]:
+    """Who and why: recorded in the customer's stream [C7]."""
+    why = click.option("--reason", metavar="TEXT", help="Why; recorded with the event.")
+    who = click.option("--by", metavar="NAME", help="Who does this.  [default: the login name]")
+    return why(who(verb))
+
+
+def _signature(by: str | None, reason: str | None) -> Signed:
+    try:
+        return Signed(getpass.getuser() if by is None else by, reason)
+    except (OSError, KeyError):
+        raise UsageError("there is no login name here; say who you are with --by NAME") from None
+
+
 @click.group()
 def credit() -> None:
-    """Credit accounts: open one, charge an order to one.
+    """Credit accounts: open one, charge an order to one, change its limit, suspend it, lift that; and their drift.
 
     The outcome is printed: applied or duplicate (exit 0), refused or waiting behind a held event (exit 1).
 
@@ -77,6 +104,66 @@ def credit_charge(customer_id: str, order_id: str, amount: str, organization_id:
     _report(result, f"charge of order {order_id}", as_json)
 
 
+@credit.command("limit")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.argument("amount", metavar="AMOUNT")
+@_signed
+@organization_option
+@json_option
+def credit_limit(
+    customer_id: str, amount: str, by: str | None, reason: str | None, organization_id: str, as_json: bool
+) -> None:
+    """Change the limit of a customer's credit account.
+
+    It may be less than what is used already: then nothing is left to charge until enough is paid.
+
+    Example: customer-actors credit limit C000042 2500.00
+    """
+    settings = settings_for_command()
+    limit_minor, signed = _amount("AMOUNT", amount, settings), _signature(by, reason)
+    with _service(settings) as running:
+        result = change_limit(running, organization_id, customer_id, limit_minor, signed)
+    _report(result, f"credit limit of {customer_id}", as_json)
+
+
+@credit.command("suspend")
+@click.argument("customer_id", metavar="CUSTOMER")
+@_signed
+@organization_option
+@json_option
+def credit_suspend(customer_id: str, by: str | None, reason: str | None, organization_id: str, as_json: bool) -> None:
+    """Suspend a customer's credit account: it takes money, but no charge.
+
+    The nightly run never lifts a suspension made by hand; `credit lift` does.
+
+    Example: customer-actors credit suspend C000042 --reason "cheque came back"
+    """
+    settings = settings_for_command()
+    signed = _signature(by, reason)
+    with _service(settings) as running:
+        result = suspend_credit(running, organization_id, customer_id, signed)
+    _report(result, f"suspension of {customer_id}", as_json)
+
+
+@credit.command("lift")
+@click.argument("customer_id", metavar="CUSTOMER")
+@_signed
+@organization_option
+@json_option
+def credit_lift(customer_id: str, by: str | None, reason: str | None, organization_id: str, as_json: bool) -> None:
+    """Lift the suspension of a customer's credit account, made by hand or by night.
+
+    While a sale is still overdue for too long, the next nightly run suspends it again.
+
+    Example: customer-actors credit lift C000042
+    """
+    settings = settings_for_command()
+    signed = _signature(by, reason)
+    with _service(settings) as running:
+        result = lift_credit(running, organization_id, customer_id, signed)
+    _report(result, f"lifting of {customer_id}", as_json)
+
+
 @click.group()
 def loyalty() -> None:
     """Loyalty points: redeem some.
@@ -106,6 +193,8 @@ def loyalty_redeem(customer_id: str, points: str, reference: str, organization_i
         result = redeem_points(running, organization_id, customer_id, wanted, reference)
     _report(result, f"redemption {reference}", as_json)
 
+
+credit.add_command(credit_drift)
 
 VERBS = (credit, loyalty)
 

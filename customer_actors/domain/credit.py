@@ -5,8 +5,7 @@ says what it records; `_settle` then moves the money, by the one rule there is f
 """
 
 import json
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from typing import Any, Final
 
@@ -58,7 +57,7 @@ def _sold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Resul
     """A completed sale is a fact: it is recorded without an account, suspended or over the limit [C3, C4]."""
     if not event.on_credit or event.already_cancelled:
         return Result(account)
-    if ledger.knows(*_sale_of(event)):
+    if ledger.usage_of(*_sale_of(event)) is not None:
         return Result(account, duplicate=True)
     return _use(account, event, rules, ledger)
 
@@ -67,9 +66,9 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
     """A charge is a request, so it can be refused [C4]."""
     if event.already_cancelled:
         return Result(account, refused="the order was cancelled before")
-    used = next((usage for usage in ledger.usages.values() if _is_of(event, usage)), None)
-    if used is not None:
-        same = used.amount_minor == event.amount_minor
+    used = named_usages(event, ledger)
+    if used:
+        same = used[0].amount_minor == event.amount_minor
         return Result(account, duplicate=same, refused=None if same else "the order used credit of another amount")
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
@@ -82,15 +81,12 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
 
 def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
     """The order's usages end; the money that paid them is free again and finds others [C5]."""
-    ended = {
-        usage.position: usage
-        for usage in ledger.usages.values()
-        if usage.cancelled_position is None and _is_of(event, usage)
-    }
+    ended = {u.position: u for u in named_usages(event, ledger) if u.cancelled_position is None}
     released = tuple(
         Allocation(event.position, payment, usage, -net)
-        for (payment, usage), net in sorted(ledger.allocated.items())
-        if usage in ended
+        for payment, usage, net in sorted(
+            (payment, usage, net) for usage in ended for payment, net in ledger.paid_by.get(usage, {}).items() if net
+        )
     )
     freed: dict[int, Payment] = {}
     for _, position, _, amount_minor in released:
@@ -117,7 +113,7 @@ def _paid(account: Account, event: Event, ledger: Ledger) -> Result:
 
 def _opened(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
     """Opening drains the suspense in arrival order; what pays nothing becomes unapplied [C3]."""
-    asked = _detail(event).get("terms_days")
+    asked = detail_of(event).get("terms_days")
     terms = rules.default_terms_days if asked is None else asked
     if account.status is not None:
         if (account.limit_minor, account.terms_days) == (event.amount_minor, terms):
@@ -136,12 +132,14 @@ def _opened(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Res
 def _limit_changed(account: Account, event: Event) -> Result:
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
+    if account.limit_minor == event.amount_minor:
+        return Result(account, duplicate=True)
     return Result(account._replace(limit_minor=event.amount_minor))
 
 
 def _suspended(account: Account, event: Event) -> Result:
     """A person's suspension outranks the nightly run's, never the other way round [C7]."""
-    automatic = bool(_detail(event).get("automatic"))
+    automatic = bool(detail_of(event).get("automatic"))
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
     if account.status == SUSPENDED and (automatic or not account.automatic):
@@ -155,7 +153,7 @@ def _lifted(account: Account, event: Event) -> Result:
         return Result(account, refused=NO_ACCOUNT)
     if account.status == ACTIVE:
         return Result(account, duplicate=True)
-    if _detail(event).get("automatic") and not account.automatic:
+    if detail_of(event).get("automatic") and not account.automatic:
         return Result(account, refused="the account was suspended by hand")
     return Result(account._replace(status=ACTIVE, automatic=False))
 
@@ -190,9 +188,12 @@ def _over_limit(account: Account, amount_minor: int) -> bool:
     return amount_minor > account.limit_minor - account.used_minor + account.unapplied_minor
 
 
-def _is_of(event: Event, usage: Usage) -> bool:
-    """Whether a usage is of the sale or order that a charge or cancellation names, by any of its names [A5]."""
-    return usage.position == event.sale_position or (usage.channel, usage.reference) in names_of(event)
+def named_usages(event: Event, ledger: Ledger) -> list[Usage]:
+    """The usages of the sale or order that a charge or cancellation names, under any of its names [A5]."""
+    found = {usage.position: usage for name in names_of(event) if (usage := ledger.usage_of(*name)) is not None}
+    if event.sale_position in ledger.usages:
+        found[event.sale_position] = ledger.usages[event.sale_position]
+    return [found[position] for position in sorted(found)]
 
 
 def names_of(event: Event) -> list[tuple[str, str]]:
@@ -203,7 +204,8 @@ def names_of(event: Event) -> list[tuple[str, str]]:
     return names
 
 
-def _detail(event: Event) -> dict[str, Any]:
+def detail_of(event: Event) -> dict[str, Any]:
+    """What only some types of event carry [Message.detail]."""
     detail: dict[str, Any] = json.loads(event.detail) if event.detail else {}
     return detail
 
@@ -215,44 +217,62 @@ def _settle(draft: Result, position: int, ledger: Ledger) -> Result:
     """
     if draft.account.status is None:
         return draft
-    payments = ledger.payments | {payment.position: payment for payment in draft.payments}
-    idle = sorted(payment for payment in payments.values() if payment.unapplied_minor)
-    if not idle:
-        return draft
-    usages = ledger.usages | {usage.position: usage for usage in draft.usages}
-    due = sorted((u for u in usages.values() if u.outstanding_minor), key=lambda u: (u.due_date, u.position))
-    moved = [Allocation(position, payment, usage, amount) for payment, usage, amount in _moves(idle, due)]
-    for _, payment, usage, amount in moved:
-        payments[payment] = payments[payment]._replace(unapplied_minor=payments[payment].unapplied_minor - amount)
-        usages[usage] = usages[usage]._replace(outstanding_minor=usages[usage].outstanding_minor - amount)
+    usages = {usage.position: usage for usage in draft.usages}
+    payments = {payment.position: payment for payment in draft.payments}
+    moved = []
+    for payment, usage, amount in _moves(draft, ledger):
+        paying, paid = payments.get(payment.position, payment), usages.get(usage.position, usage)
+        payments[payment.position] = paying._replace(unapplied_minor=paying.unapplied_minor - amount)
+        usages[usage.position] = paid._replace(outstanding_minor=paid.outstanding_minor - amount)
+        moved.append(Allocation(position, payment.position, usage.position, amount))
     total = sum(allocation.amount_minor for allocation in moved)
     used, unapplied = draft.account.used_minor - total, draft.account.unapplied_minor - total
-    changed_usages = {usage.position for usage in draft.usages} | {move.usage_position for move in moved}
-    changed_payments = {payment.position for payment in draft.payments} | {move.payment_position for move in moved}
     return Result(
         draft.account._replace(used_minor=used, unapplied_minor=unapplied),
-        usages=tuple(usages[changed] for changed in sorted(changed_usages)),
-        payments=tuple(payments[changed] for changed in sorted(changed_payments)),
+        usages=tuple(usages[changed] for changed in sorted(usages)),
+        payments=tuple(payments[changed] for changed in sorted(payments)),
         allocations=draft.allocations + tuple(moved),
     )
 
 
-def _moves(idle: Sequence[Payment], due: Sequence[Usage]) -> Iterator[tuple[int, int, int]]:
-    """(payment position, usage position, amount): each payment the order it names first, then the oldest first [C2]."""
-    outstanding = {usage.position: usage.outstanding_minor for usage in due}
-    of_order: dict[str | None, int] = {u.reference: u.position for u in due if u.channel == Channel.ORDER}
-    queue = deque(outstanding)
-    for payment in idle:
+def settle_idle(account: Account, position: int, ledger: Ledger) -> Result:
+    """What `_settle` would have done, for books in which money lies idle beside open usages [C8].
+
+    Only a repair leaves them so. The moves stand at `position`, which is the last one folded.
+    """
+    return _settle(Result(account), position, ledger)
+
+
+def _moves(draft: Result, ledger: Ledger) -> Iterator[tuple[Payment, Usage, int]]:
+    """(payment, usage, amount): each idle payment the order it names first, then the oldest usages first [C2]."""
+    changed = {usage.position: usage for usage in draft.usages}
+    left_of: dict[int, int] = {}
+    idle, due = ledger.idle_payments(draft.payments), ledger.open_usages(draft.usages)
+    payment = next(idle, None)
+    oldest = None if payment is None else next(due, None)
+    while payment is not None and oldest is not None:
         left = payment.unapplied_minor
-        named = of_order.get(payment.order_id)
-        if named is None and payment.sale_position in outstanding:
-            named = payment.sale_position
-        while left and queue:
-            target, named = queue[0] if named is None else named, None
-            amount = min(left, outstanding[target])
+        target: Usage | None = _named(payment, changed, ledger) or oldest
+        while left and target is not None:
+            outstanding = left_of.setdefault(target.position, target.outstanding_minor)
+            amount = min(left, outstanding)
             if amount:  # nothing left to pay where another payment named that order before
-                yield payment.position, target, amount
+                yield payment, target, amount
             left -= amount
-            outstanding[target] -= amount
-            if not outstanding[queue[0]]:
-                queue.popleft()
+            left_of[target.position] = outstanding - amount
+            while oldest is not None and left_of.get(oldest.position) == 0:
+                oldest = next(due, None)
+            target = oldest
+        payment = next(idle, None)
+
+
+def _named(payment: Payment, changed: Mapping[int, Usage], ledger: Ledger) -> Usage | None:
+    """The open usage of the order that a payment is meant for."""
+    of_order = {usage.reference: position for position, usage in changed.items() if usage.channel == Channel.ORDER}
+    known = ledger.usage_of(Channel.ORDER.value, payment.order_id)
+    order = of_order.get(payment.order_id or "") if known is None else known.position
+    for position in (order, payment.sale_position):
+        usage = None if position is None else changed.get(position) or ledger.usages.get(position)
+        if usage is not None and usage.outstanding_minor:
+            return usage
+    return None

@@ -1,7 +1,10 @@
 """What a credit account consists of: usages, payments, and which payment pays which usage [C1-C5]."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import heapq
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 
 class Account(NamedTuple):
@@ -79,27 +82,83 @@ class Result(NamedTuple):
     """Nothing changed, and why, as a short sentence."""
 
 
-@dataclass
-class Ledger:
-    """The facts a fold may read; mutable only through `apply`.
+_Key = TypeVar("_Key", int, tuple[str, int])
 
-    Needed for an event: every usage with something outstanding, every payment with something unapplied, the usages a
-    cancellation names with their allocations and the payments of these, and the usage a sale or charge would repeat.
+
+class Ledger:
+    """The facts a fold may read, in the orders the rules ask for; a fold changes it only through `apply`.
+
+    Nothing in it is found by searching, so that an event costs what it touches, however long the customer's history.
+    It need not be complete. Needed for an event: the usages it names, with their allocations and the payments of these
+    for a cancellation; as many of the oldest open usages as its money can reach, and as many of the oldest idle
+    payments as its usage can take; the usages that those payments name.
     """
 
-    usages: dict[int, Usage] = field(default_factory=dict)
-    """By position, like the payments."""
-    payments: dict[int, Payment] = field(default_factory=dict)
-    allocated: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(payment_position, usage_position) -> net amount in minor units."""
+    def __init__(self) -> None:
+        self.usages: dict[int, Usage] = {}
+        """By position, like the payments."""
+        self.payments: dict[int, Payment] = {}
+        self.paid_by: dict[int, Counter[int]] = {}
+        """Usage -> payment -> net amount in minor units."""
+        self._by_sale: dict[tuple[str, str | None], int] = {}
+        self._open: list[tuple[str, int]] = []
+        """(due date, position) of every usage with something outstanding, ascending."""
+        self._idle: list[int] = []
+        """The position of every payment with something unapplied, ascending."""
+
+    def put_usage(self, usage: Usage) -> None:
+        """Take over a new or changed usage."""
+        old = self.usages.get(usage.position)
+        was_open = old is not None and old.outstanding_minor > 0
+        _keep(self._open, (usage.due_date, usage.position), was_open, usage.outstanding_minor > 0)
+        self.usages[usage.position] = usage
+        self._by_sale[usage.channel, usage.reference] = usage.position
+
+    def put_payment(self, payment: Payment) -> None:
+        """Take over a new or changed payment."""
+        old = self.payments.get(payment.position)
+        was_idle = old is not None and old.unapplied_minor > 0
+        _keep(self._idle, payment.position, was_idle, payment.unapplied_minor > 0)
+        self.payments[payment.position] = payment
+
+    def put_allocated(self, payment_position: int, usage_position: int, amount_minor: int) -> None:
+        """Add money moved, net of what was there."""
+        self.paid_by.setdefault(usage_position, Counter())[payment_position] += amount_minor
 
     def apply(self, result: Result) -> None:
         """Take over what one event changed."""
-        self.usages.update((usage.position, usage) for usage in result.usages)
-        self.payments.update((payment.position, payment) for payment in result.payments)
-        for _, payment, usage, amount_minor in result.allocations:
-            self.allocated[payment, usage] = self.allocated.get((payment, usage), 0) + amount_minor
+        for usage in result.usages:
+            self.put_usage(usage)
+        for payment in result.payments:
+            self.put_payment(payment)
+        for _, payment_position, usage_position, amount_minor in result.allocations:
+            self.put_allocated(payment_position, usage_position, amount_minor)
 
-    def knows(self, channel: str, reference: str) -> bool:
-        """Whether a usage of this sale exists, cancelled or not [C4]."""
-        return any(usage.reference == reference and usage.channel == channel for usage in self.usages.values())
+    def usage_of(self, channel: str, reference: str | None) -> Usage | None:
+        """The usage of this sale, cancelled or not [C4]."""
+        position = self._by_sale.get((channel, reference))
+        return None if position is None else self.usages[position]
+
+    def open_usages(self, changed: Iterable[Usage] = ()) -> Iterator[Usage]:
+        """What something is outstanding of, oldest first [C2], as it will be once `changed` is applied."""
+        new = {usage.position: usage for usage in changed}
+        coming = sorted((usage.due_date, usage.position) for usage in new.values() if usage.outstanding_minor)
+        staying = (key for key in self._open if key[1] not in new)
+        for _, position in heapq.merge(staying, coming):
+            yield new[position] if position in new else self.usages[position]
+
+    def idle_payments(self, changed: Iterable[Payment] = ()) -> Iterator[Payment]:
+        """What something is unapplied of, in arrival order, as it will be once `changed` is applied."""
+        new = {payment.position: payment for payment in changed}
+        coming = sorted(payment.position for payment in new.values() if payment.unapplied_minor)
+        staying = (position for position in self._idle if position not in new)
+        for position in heapq.merge(staying, coming):
+            yield new[position] if position in new else self.payments[position]
+
+
+def _keep(ordered: list[_Key], key: _Key, was_in: bool, is_in: bool) -> None:
+    """Bring a sorted list up to date with whether a key belongs in it."""
+    if is_in and not was_in:
+        insort(ordered, key)
+    elif was_in and not is_in:
+        del ordered[bisect_left(ordered, key)]

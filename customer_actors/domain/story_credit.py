@@ -1,18 +1,10 @@
-"""The credit account's part of a customer's story [C1-C7].
+"""The credit account's part of a customer's story [C1-C7]."""
 
-The fold looks through the whole ledger it is given, which over a long stream would take the square of its length. So
-each event is given a small one: the usages and payments it names and, in the order the rule takes them [C2], as many
-open usages as its money can reach or as much idle money as its usage can take. That is enough, because with an account
-an event finds open usages or idle money, never both.
-"""
-
-from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Iterable
-from typing import Final, TypeVar
+from typing import Final
 
-from customer_actors.domain.credit import fold, names_of
-from customer_actors.domain.credit_book import Account, Ledger, Payment, Result, Usage
+from customer_actors.domain.credit import detail_of, fold
+from customer_actors.domain.credit_book import Account, Ledger, Result, Usage
 from customer_actors.domain.events import Channel, Event, EventType
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.telling import (
@@ -41,7 +33,6 @@ _USES: Final = "C4"
 """The rule of sales and charges."""
 
 _ORDER: Final = Channel.ORDER.value
-_Key = TypeVar("_Key", int, tuple[str, int])
 
 
 class CreditTeller:
@@ -49,25 +40,15 @@ class CreditTeller:
 
     def __init__(self, decimals: int) -> None:
         self.account = Account()
+        self.ledger = Ledger()
         self._decimals = decimals
-        self.usages: dict[int, Usage] = {}
-        """Every usage by position, like the payments."""
-        self.payments: dict[int, Payment] = {}
-        self._by_sale: dict[tuple[str, str | None], int] = {}
-        """(channel, reference) -> the position of its usage."""
-        self._paid_by: dict[int, Counter[int]] = {}
-        """Usage -> payment -> net amount in minor units."""
-        self._open: list[tuple[str, int]] = []
-        """(due date, position) of every usage with something outstanding, ascending."""
-        self._idle: list[int] = []
-        """The position of every payment with something unapplied, ascending."""
 
     def take(self, event: Event, rules: Rules) -> Told:
         """Fold one event and tell what it did; when folding raises, nothing has changed."""
         before = self.account
-        result = fold(before, event, rules, self._ledger(event))
+        result = fold(before, event, rules, self.ledger)
         self.account = result.account
-        self._apply(result)
+        self.ledger.apply(result)
         return self._told(event, before, result)
 
     def balance(self) -> Figures:
@@ -76,8 +57,8 @@ class CreditTeller:
 
     def figures(self) -> Figures:
         """The account, and what the rows beneath it add up to."""
-        usages = sum(self.usages[position].outstanding_minor for _, position in self._open)
-        payments = sum(self.payments[position].unapplied_minor for position in self._idle)
+        usages = sum(usage.outstanding_minor for usage in self.ledger.open_usages())
+        payments = sum(payment.unapplied_minor for payment in self.ledger.idle_payments())
         return {
             **self.balance(),
             "terms_days": self.account.terms_days,
@@ -85,85 +66,6 @@ class CreditTeller:
             "usages_outstanding": amount_text(usages, self._decimals),
             "payments_unapplied": amount_text(payments, self._decimals),
         }
-
-    # --- the ledger of one event ---------------------------------------------------------------------------------
-
-    def _ledger(self, event: Event) -> Ledger:
-        match event.type:
-            case EventType.ORDER_COMPLETED | EventType.POS_COMPLETED | EventType.CREDIT_CHARGED:
-                same_sale = {self._by_sale.get((event.channel or _ORDER, event.reference)), *self._named(event)}
-                return self._picked(same_sale & self.usages.keys(), self._money_for(event.amount_minor))
-            case EventType.PAYMENT_RECEIVED:
-                return self._picked(self._reached_by(event.amount_minor, [(event.order_id, event.sale_position)]))
-            case EventType.ORDER_CANCELLED:
-                return self._ledger_of_cancellation(event)
-            case EventType.CREDIT_OPENED:
-                return self._picked((position for _, position in self._open), self._idle)
-            case _:
-                return Ledger()
-
-    def _ledger_of_cancellation(self, event: Event) -> Ledger:
-        """The usages it ends, the money that paid them, and what that money reaches next [C5]."""
-        ended = {position for position in self._named(event) if position in self.usages}
-        allocated = {(paid, usage): net for usage in ended for paid, net in self._paid_by.get(usage, Counter()).items()}
-        payments = {payment for payment, _ in allocated}
-        orders = [(self.payments[payment].order_id, self.payments[payment].sale_position) for payment in payments]
-        ledger = self._picked(ended | self._reached_by(sum(allocated.values()), orders, ended), payments)
-        ledger.allocated = allocated
-        return ledger
-
-    def _named(self, event: Event) -> set[int]:
-        """The usages of the sale that a charge or a cancellation refers to, under any of its names."""
-        found = (event.sale_position, *(self._by_sale.get(name) for name in names_of(event)))
-        return {position for position in found if position is not None}
-
-    def _picked(self, usages: Iterable[int | None], payments: Iterable[int] = ()) -> Ledger:
-        return Ledger(
-            {position: self.usages[position] for position in usages if position is not None},
-            {position: self.payments[position] for position in payments},
-        )
-
-    def _reached_by(
-        self, money: int, orders: Iterable[tuple[str | None, int | None]], ended: Collection[int | None] = ()
-    ) -> set[int]:
-        """The usages that so much money may pay: of the orders named, and the oldest ones together as large as it."""
-        if self.account.status is None:  # suspense pays nothing
-            return set()
-        named = (at for order, sale in orders for at in (self._by_sale.get((_ORDER, order)), sale))
-        reached = {position for position in named if position is not None and position in self.usages}
-        for _, position in self._open:
-            if money <= 0:
-                break
-            if position not in ended:
-                money -= self.usages[position].outstanding_minor
-                reached.add(position)
-        return reached
-
-    def _money_for(self, amount: int) -> list[int]:
-        """The oldest idle payments that together cover an amount."""
-        spent: list[int] = []
-        if self.account.status is not None:
-            for position in self._idle:
-                if amount <= 0:
-                    break
-                amount -= self.payments[position].unapplied_minor
-                spent.append(position)
-        return spent
-
-    def _apply(self, result: Result) -> None:
-        for usage in result.usages:
-            old = self.usages.get(usage.position)
-            was_open = old is not None and old.outstanding_minor > 0
-            _keep(self._open, (usage.due_date, usage.position), was_open, usage.outstanding_minor > 0)
-            self.usages[usage.position] = usage
-            self._by_sale[usage.channel, usage.reference] = usage.position
-        for payment in result.payments:
-            known = self.payments.get(payment.position)
-            was_idle = known is not None and known.unapplied_minor > 0
-            _keep(self._idle, payment.position, was_idle, payment.unapplied_minor > 0)
-            self.payments[payment.position] = payment
-        for _, paying, paid, amount_minor in result.allocations:
-            self._paid_by.setdefault(paid, Counter())[paying] += amount_minor
 
     # --- in words ------------------------------------------------------------------------------------------------
 
@@ -183,11 +85,12 @@ class CreditTeller:
                 return self._told_opening(before, result)
             case EventType.CREDIT_LIMIT_CHANGED:
                 old, new = before.limit_minor or 0, result.account.limit_minor or 0
-                return Told(rule, APPLIED, f"limit {self._amount(old)} -> {self._amount(new)}")
+                return Told(rule, APPLIED, f"limit {self._amount(old)} -> {self._amount(new)}{_signature(event)}")
             case EventType.CREDIT_SUSPENDED:
-                return Told(rule, APPLIED, f"suspended {'automatically' if result.account.automatic else 'by hand'}")
+                how = "automatically" if result.account.automatic else "by hand"
+                return Told(rule, APPLIED, f"suspended {how}{_signature(event)}")
             case EventType.CREDIT_LIFTED:
-                return Told(rule, APPLIED, "suspension lifted")
+                return Told(rule, APPLIED, f"suspension lifted{_signature(event)}")
             case _:
                 return self._told_use(event, before, result)
 
@@ -235,7 +138,7 @@ class CreditTeller:
         for move in result.allocations:
             if move.amount_minor > 0:
                 paid[move.usage_position] += move.amount_minor
-        parts = [f"{self._amount(paid[at])} to {_sale(self.usages[at])}" for at in list(paid)[:MOST_NAMED]]
+        parts = [f"{self._amount(paid[at])} to {_sale(self.ledger.usages[at])}" for at in list(paid)[:MOST_NAMED]]
         if len(paid) > MOST_NAMED:
             others = list(paid.values())[MOST_NAMED:]
             parts.append(f"{self._amount(sum(others))} to {len(others)} others")
@@ -250,9 +153,8 @@ def _sale(usage: Usage) -> str:
     return f"{usage.channel} {usage.reference}"
 
 
-def _keep(ordered: list[_Key], key: _Key, was_in: bool, is_in: bool) -> None:
-    """Bring a sorted list up to date with whether a key belongs in it."""
-    if is_in and not was_in:
-        insort(ordered, key)
-    elif was_in and not is_in:
-        del ordered[bisect_left(ordered, key)]
+def _signature(event: Event) -> str:
+    """Who asked for it and why, as far as that is known."""
+    detail = detail_of(event)
+    by, reason = detail.get("by"), detail.get("reason")
+    return f" by {by}" * (by is not None) + f": {reason}" * (reason is not None)

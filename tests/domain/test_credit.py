@@ -76,6 +76,11 @@ class Books:
         return self.account.used_minor, self.account.unapplied_minor, self.account.suspense_minor
 
     @property
+    def allocated(self) -> dict[tuple[int, int], int]:
+        """(payment, usage) -> net."""
+        return {(p, usage): net for usage, paid in self.ledger.paid_by.items() for p, net in paid.items()}
+
+    @property
     def open(self) -> dict[str, int]:
         return {u.reference: u.outstanding_minor for u in self.ledger.usages.values() if u.outstanding_minor}
 
@@ -147,18 +152,18 @@ def test_money(events: Sequence[Event], money: tuple[int, int, int], still_open:
 
 def test_unapplied_money_is_consumed_in_arrival_order() -> None:
     books = Books(opened(), pay(5), pay(7), sale("A", 9))
-    assert books.ledger.allocated == {(2, 4): 5, (3, 4): 4}
+    assert books.allocated == {(2, 4): 5, (3, 4): 4}
     assert [payment.unapplied_minor for payment in books.ledger.payments.values()] == [0, 3]
 
 
 def test_a_second_payment_naming_a_paid_order_leaves_no_empty_move_there() -> None:
     events = [sale("A", 9), sale("B", 9), pay(9, "B"), pay(5, "B")]
-    assert Books(*events, opened()).ledger.allocated == {(3, 2): 9, (4, 1): 5}
+    assert Books(*events, opened()).allocated == {(3, 2): 9, (4, 1): 5}
 
 
 def test_a_cancellation_returns_one_row_per_usage_and_payment_and_both_moves_of_the_money() -> None:
     books = Books(opened(), sale("A", 9), sale("B", 9), pay(4), pay(8))
-    assert books.ledger.allocated == {(4, 2): 4, (5, 2): 5, (5, 3): 3}
+    assert books.allocated == {(4, 2): 4, (5, 2): 5, (5, 3): 3}
     result = books.take(cancel("A", 2))
     assert [(u.position, u.outstanding_minor, u.cancelled_position) for u in result.usages] == [(2, 0, 6), (3, 0, None)]
     assert [(p.position, p.unapplied_minor) for p in result.payments] == [(4, 0), (5, 3)]
@@ -262,6 +267,7 @@ STATUS_CASES: list[tuple[Sequence[Event], Event, tuple[str | None, bool], str]] 
     ([opened(5, 7)], opened(5), RUNNING, "refused"),
     ([], limit_to(5), NONE, "refused"),
     ([opened()], limit_to(0), RUNNING, "applied"),
+    ([opened(7)], limit_to(7), RUNNING, "duplicate"),
     ([opened(), suspend(True)], limit_to(5), BY_NIGHT, "applied"),
     ([], suspend(False), NONE, "refused"),
     ([opened()], suspend(False), BY_HAND, "applied"),
