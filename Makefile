@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-servers demo test check bench coverage clean
+.PHONY: help setup setup-servers demo test faults check bench coverage clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: setup ## From nothing to a first result, in one command
 
 test: check setup-servers ## Everything that must hold: check, then all tests
 	$(BIN)/pytest
+
+faults: setup setup-servers ## Inject every fault of docs/guarantees.md; SEED=n replays a run
+	FAULTS=all FAULTS_TABLE=build/faults.txt $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/faults
 
 check: setup ## Style, types and the direction of the arrows
 	$(BIN)/ruff check .

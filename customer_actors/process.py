@@ -3,13 +3,15 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import structlog
 
-from customer_actors.errors import Outage
+from customer_actors.errors import CustomerActorsError, Outage
+from customer_actors.storage.beats import Kind, beat, end_beat
 from customer_actors.storage.database import Database
 from customer_actors.storage.schema import require_current
 
@@ -21,6 +23,7 @@ LIMIT_S: Final = 3.5
 _LOOK_S: Final = 0.1
 _FIRST_RETRY_S: Final = 0.5
 _LONGEST_RETRY_S: Final = 10.0
+_LAST_BEAT_S: Final = 1.0
 
 
 class Stop:
@@ -101,12 +104,13 @@ def wait_for_database(database: Database, stop: Stop) -> bool:
     """Wait until the database answers, for containers start in any order; False when asked to end before.
 
     Raises:
-        UsageError: it answers, but its schema is not this version's.
+        UsageError: it answers, but its schema is not this version's, or it could forget what it committed.
     """
     delay_s = _FIRST_RETRY_S
     while not stop.asked:
         try:
             require_current(database)
+            database.require_durable()
         except Outage as error:
             log.warning("the database does not answer", error=str(error), then=f"again in {delay_s:g} s")
             stop.wait(delay_s)
@@ -114,3 +118,33 @@ def wait_for_database(database: Database, stop: Stop) -> bool:
         else:
             return True
     return False
+
+
+@contextmanager
+def beating(database: Database, kind: Kind, every_s: float) -> Iterator[None]:
+    """Write this process's beat from a thread, with a connection of its own, while the block runs."""
+    ending = threading.Event()
+
+    def run() -> None:
+        while True:
+            _guarded(lambda: beat(database, kind, time.time_ns() // 1_000))
+            if ending.wait(every_s):
+                break
+        _guarded(lambda: end_beat(database, kind))
+        database.release()
+
+    thread = threading.Thread(target=run, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(timeout=_LAST_BEAT_S)
+
+
+def _guarded(work: Callable[[], object]) -> None:
+    """A beat that cannot be written is only missing, and that is what health tells."""
+    try:
+        work()
+    except CustomerActorsError as error:
+        log.warning("no beat", error=str(error))

@@ -192,8 +192,17 @@ class Settings(BaseSettings):
     """When all customers are rescored, in the business time zone; keep out of the hours of a daylight saving change."""
     nightly_credit_cron: Annotated[str, AfterValidator(_cron)] = "45 3 * * *"
     """When credit is reconciled, likewise."""
-    catch_up_minutes: int = Field(default=360, ge=1, le=1440)
+    catch_up: int = Field(default=360, ge=1, le=1440)
     """How late, in minutes, a missed nightly job still runs when a scheduler comes back."""
+
+    health_max_lag_seconds: int = Field(default=300, ge=1, le=86_400)
+    """Greatest age, in seconds, of the oldest waiting event with which `health ready` is green."""
+    health_max_held: int = Field(default=100, ge=0, le=1_000_000)
+    """Most held customers, likewise; one held by two actors counts twice."""
+    health_max_parked: int = Field(default=0, ge=0, le=1_000_000)
+    """Most parked customers, likewise."""
+    health_max_quarantined: int = Field(default=100, ge=0, le=1_000_000)
+    """Most messages quarantined within 24 hours and not resolved, likewise."""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     """Least severe message to log."""

@@ -21,9 +21,15 @@ _USERINFO = re.compile(r"""(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@""
 _PASSWORD = re.compile(r"""(?P<name>\b(?:ssl)?(?:password|passwd|pwd)=)(?:'[^']*'|[^\s"'&]+)""", re.IGNORECASE)
 """As libpq writes it: in a URL's query or in a key=value connection string."""
 
-_QUIET: Final = {"pika": logging.CRITICAL, "apscheduler": logging.WARNING, "asyncio": logging.WARNING}
+_QUIET: Final = {
+    "apscheduler": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "peewee": logging.WARNING,
+    "pika": logging.CRITICAL,
+}
 """Libraries that tell about themselves only. What matters of pika is raised, or logged by who uses it: its own errors
-are idle connections that the broker closed, and its tracebacks can show message headers [G23]."""
+are idle connections that the broker closed, and its tracebacks can show message headers; peewee's DEBUG shows the
+parameters of statements [G23]."""
 
 
 _SEVERAL_LINES: Final = frozenset({"exception", "stack"})

@@ -12,14 +12,20 @@ import pytest
 from customer_actors import commands
 from customer_actors.actors.pipeline import now_us
 from customer_actors.commands import CommandResult, Service, charge_credit, make_service, open_credit, redeem_points
+from customer_actors.domain import loyalty
 from customer_actors.domain.envelope import Received
+from customer_actors.domain.events import Event
+from customer_actors.domain.rules import Rules
 from customer_actors.errors import UsageError
 from customer_actors.settings import load_settings
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
+from customer_actors.storage.operators import Action
 from customer_actors.storage.schema import migrate
+from customer_actors.storage.triage import skip
 from customer_actors.storage.views import customer_view
 from tests.cli.running import order
+from tests.tampering import tamper
 
 ORG, CUSTOMER = "default", "C1"
 APPLIED: Final = "applied"
@@ -159,17 +165,45 @@ def test_what_waits_in_front_is_done_first(asking: Service) -> None:
     assert redeem_points(asking, ORG, CUSTOMER, 1, "V2").outcome == "refused"
 
 
+@pytest.mark.parametrize("position", [1, 2])
+def test_a_skipped_request_is_refused_with_who_and_why_and_decided_no_more(asking: Service, position: int) -> None:
+    receive(asking, order("O-1", CUSTOMER, "500.00"))
+    database = asking.stores.database
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("customer_actors.storage.loyalty.fold", _failing_at(position))
+        assert redeem_points(asking, ORG, CUSTOMER, 100, "V1").outcome == "waiting"
+        by = Action("anna", "skip", "asked by mistake")
+        number = database.query("SELECT id FROM customer")[0][0]
+        assert skip(database, "loyalty", number, position, by, now_us()) is None
+    reason = "skipped by anna: asked by mistake" if position == 2 else "100 points asked, 0 available"
+    for _ in range(2):
+        answer = redeem_points(asking, ORG, CUSTOMER, 100, "V1")
+        assert (answer.outcome, answer.position) == ("refused", 2)
+        assert str(answer.reason).endswith(reason)
+    entries = database.query("SELECT kind, points FROM loyalty_entry")
+    assert entries == ([("earn", 500)] if position == 2 else [])
+
+
+def _failing_at(position: int) -> Callable[..., loyalty.Result]:
+    def fold(state: loyalty.Loyalty, event: Event, rules: Rules, earned: dict[int, int]) -> loyalty.Result:
+        if event.position == position:
+            raise ValueError("boom")
+        return loyalty.fold(state, event, rules, earned)
+
+    return fold
+
+
 def test_a_request_behind_a_held_event_waits_and_is_decided_after_its_release(asking: Service) -> None:
     database = asking.stores.database
     receive(asking, order("O1", amount="150.00"))
-    execute(database, "UPDATE event SET rules = 99")  # rules nobody has: the fold fails
+    tamper(database, "UPDATE event SET rules = 99")  # rules nobody has: the fold fails
 
     waiting = redeem_points(asking, ORG, CUSTOMER, 100, "V1")
 
     assert (waiting.outcome, waiting.position) == ("waiting", 2)
     assert "position 1 is held for loyalty: LookupError" in str(waiting.reason)
     assert redeem_points(asking, ORG, CUSTOMER, 100, "V1").outcome == "waiting", "asked again, it still waits"
-    execute(database, "UPDATE event SET rules = 1")
+    tamper(database, "UPDATE event SET rules = 1")
     execute(database, "UPDATE loyalty_state SET held_position = NULL")
     assert redeem_points(asking, ORG, CUSTOMER, 100, "V1") == CommandResult(DUPLICATE, None, 2)
     assert view(asking)["loyalty"]["points_balance"] == 50  # type: ignore[index]
@@ -252,3 +286,43 @@ def test_any_number_of_processes_redeem_no_more_than_there_is(url: str) -> None:
         outcomes = sorted(pool.map(ask, range(8)))
     assert outcomes == [APPLIED] * 5 + ["refused"] * 3
     database.release()
+
+
+# --- limit, suspension, lifting ----------------------------------------------------------------------------------
+
+BY: Final = commands.Signed("anna", "late again")
+
+
+def test_a_new_limit_is_applied_and_the_present_one_a_duplicate(asking: Service) -> None:
+    open_credit(asking, ORG, CUSTOMER, 100_00, 14)
+    assert commands.change_limit(asking, ORG, CUSTOMER, 50_00, BY) == CommandResult(APPLIED, None, 2)
+    assert commands.change_limit(asking, ORG, CUSTOMER, 50_00, BY) == CommandResult(DUPLICATE, None, 3)
+    assert (view(asking)["credit"] or {})["limit"] == "50.00"  # type: ignore[index]
+
+
+def test_suspending_and_lifting_are_applied_once(asking: Service) -> None:
+    open_credit(asking, ORG, CUSTOMER, 100_00, 14)
+    outcomes = [
+        ask(asking, ORG, CUSTOMER, BY).outcome
+        for ask in (commands.lift_credit, *[commands.suspend_credit] * 2, *[commands.lift_credit] * 2)
+    ]
+    assert outcomes == [DUPLICATE, APPLIED, DUPLICATE, APPLIED, DUPLICATE]
+
+
+def test_without_an_account_limit_suspension_and_lifting_are_refused(asking: Service) -> None:
+    receive(asking, order("O1"))
+    none = "there is no credit account"
+    assert commands.change_limit(asking, ORG, CUSTOMER, 5, BY) == CommandResult("refused", none, 2)
+    assert commands.suspend_credit(asking, ORG, CUSTOMER, BY) == CommandResult("refused", none, 3)
+    assert commands.lift_credit(asking, ORG, CUSTOMER, BY) == CommandResult("refused", none, 4)
+
+
+def test_a_change_of_an_unknown_customer_or_by_nobody_is_a_usage_error(asking: Service) -> None:
+    with pytest.raises(UsageError, match="unknown"):
+        commands.suspend_credit(asking, ORG, "nobody", BY)
+    open_credit(asking, ORG, CUSTOMER, 100_00, 14)
+    for signed in (commands.Signed(" "), commands.Signed("a\0b"), commands.Signed("anna", "x" * 501)):
+        with pytest.raises(UsageError):
+            commands.lift_credit(asking, ORG, CUSTOMER, signed)
+    with pytest.raises(UsageError, match="negative"):
+        commands.change_limit(asking, ORG, CUSTOMER, -1, BY)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.process import Stop
 from customer_actors.settings import Settings, load_settings
 from customer_actors.simulate import ShopPlan, simulate
+from customer_actors.storage.job_runs import last_runs
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
@@ -164,3 +166,35 @@ def test_it_ends_within_seconds_in_the_middle_of_the_work(settings: Settings) ->
         began = time.monotonic()
     assert isinstance(service, Embedded)
     assert time.monotonic() - began < 3
+
+
+def missed_night(url: str) -> Settings:
+    """A database made long ago, and settings by which both nights were due a quarter of an hour ago."""
+    database = open_database(url)
+    migrate(database)
+    database.execute("UPDATE schema_migration SET applied = '2020-01-01 00:00:00'")
+    database.release()
+    due = datetime.now(UTC) - timedelta(minutes=15)
+    crons = {f"CUSTOMER_ACTORS_NIGHTLY_{job}_CRON": f"{due.minute} {due.hour} * * *" for job in ("SEGMENTS", "CREDIT")}
+    return load_settings({"DATABASE_URL": url, "CUSTOMER_ACTORS_CATCH_UP": "60", **crons})
+
+
+def test_nights_are_done_while_it_runs(url: str) -> None:
+    settings = missed_night(url)
+    with embedded(settings) as service:
+        service.feed(shop())
+
+        def nights() -> dict[str, bool]:
+            return {job: last.done_us is not None for job, last in last_runs(service.database).items()}
+
+        wait_until(lambda: nights() == {"segments": True, "credit": True}, 60)
+        service.drain()
+        assert service.waiting() == 0
+
+
+def test_a_demonstration_starts_no_night(url: str) -> None:
+    settings = missed_night(url)
+    with embedded(settings, nights=False) as service:
+        service.feed(shop())
+        service.drain()
+        assert last_runs(service.database) == {}

@@ -192,7 +192,7 @@ def test_a_dotenv_that_is_no_text_is_refused_by_name(working_directory: Path) ->
             (variable(field), size, "greater than or equal to 1")
             for field in (
                 *("batch_size", "batch_age_ms", "prefetch", "round_events", "bundle_size"),
-                *("sweep_seconds", "worker_threads", "catch_up_minutes"),
+                *("sweep_seconds", "worker_threads", "catch_up"),
             )
             for size in ("0", "-3")
         ),

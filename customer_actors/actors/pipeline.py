@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import dramatiq
 import structlog
@@ -39,6 +41,8 @@ class Pipeline:
     ) -> None:
         self.broker = broker
         self.stores = stores
+        self.alarm = stores.alarm
+        """Raised during a mass failure: health turns red, and no attempts are charged."""
         self.clock = clock
         self._bundle_size = bundle_size
         self._dispatcher = self._declare("dispatcher", self._dispatch)
@@ -46,7 +50,12 @@ class Pipeline:
         self._held = self._declare("held", self._retry)
 
     def _declare(self, name: str, work: Callable[..., None]) -> dramatiq.Actor[..., None]:
-        return dramatiq.Actor(work, broker=self.broker, actor_name=name, queue_name=name, priority=0, options={})
+        @wraps(work)
+        def scoped(*arguments: Any) -> None:
+            with self.stores.database.scope():
+                work(*arguments)
+
+        return dramatiq.Actor(scoped, broker=self.broker, actor_name=name, queue_name=name, priority=0, options={})
 
     def ring(self, bell: Bell) -> None:
         """Tell the dispatcher which customers have new events. Never raises for a broker that is away."""
@@ -89,6 +98,7 @@ class Pipeline:
         return report
 
     def _follow_up(self, actor: str, report: Report) -> None:
+        self._tell_alarm()
         for following in AFTER.get(actor, ()):
             self.ring_actor(following, sorted(report.moved))
         for hold in report.held:
@@ -116,11 +126,20 @@ class Pipeline:
             log.info("went on", actor=actor, customer=customer)
             self._follow_up(actor, Report(moved=set(done.moved), remaining=[customer]))
             return
+        self._tell_alarm()
         next_try = next_try_of(self.stores.database, actor, customer)
         if next_try is None:
             log.error("parked", actor=actor, customer=customer, then="waits for a person")
             return
         raise dramatiq.Retry("held", delay=self._delay_ms(next_try))
+
+    def _tell_alarm(self) -> None:
+        """Log the start and the end of a mass failure, once each."""
+        turned = self.alarm.turned(self.clock() / 1_000_000)
+        if turned:
+            log.error("mass failure", cause="over half of the customers fail", then="no attempts are charged")
+        elif turned is not None:
+            log.warning("mass failure is over", then="attempts are charged again")
 
     def _delay_ms(self, next_try_us: int) -> int:
         """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a ms is cut off."""

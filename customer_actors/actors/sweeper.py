@@ -9,10 +9,14 @@ import dramatiq
 import structlog
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
+from pika.exceptions import AMQPError
 
+from customer_actors.actors.nightly import Nights
 from customer_actors.actors.pipeline import BROKER_ERRORS, Pipeline
+from customer_actors.actors.watchdog import Watchdog
 from customer_actors.errors import CustomerActorsError
 from customer_actors.groups.sweep import sweep
+from customer_actors.storage.beats import beat, end_beat
 from customer_actors.storage.bells import remove_bells
 from customer_actors.storage.overdue import all_behind, overdue
 
@@ -22,11 +26,23 @@ log = structlog.get_logger(__name__)
 class Sweeper(dramatiq.Middleware):
     """Starts with the worker, looks at everybody once, then every `interval_s` at the customers of old bells."""
 
-    def __init__(self, pipeline: Pipeline, interval_s: float, parent: int | None = None) -> None:
-        """`parent`: the process without which this one has to end, lest a killed one leaves its workers behind."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        interval_s: float,
+        parent: int | None = None,
+        watchdog: Watchdog | None = None,
+        nights: Nights | None = None,
+    ) -> None:
+        """`parent`: the process without which this one has to end, lest a killed one leaves its workers behind.
+
+        With a `watchdog` the sweep's thread also writes this process's beat, so that it needs no connection of its own.
+        """
         self.pipeline = pipeline
         self.interval_s = interval_s
         self._parent = parent
+        self._watchdog = watchdog
+        self._nights = nights
         self._after = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
@@ -39,19 +55,34 @@ class Sweeper(dramatiq.Middleware):
         self._thread.join(timeout=1)
 
     def _run(self) -> None:
+        self._guarded(self._beat)
         self._guarded(self.look_at_everybody)
+        if self._nights is not None:
+            self._guarded(self._nights.ring_open)
         while not self._stopping.wait(self.interval_s):
             if self._parent not in (None, os.getppid()):
                 log.warning("the main process is gone", then="this worker ends")
                 os.kill(os.getpid(), signal.SIGTERM)
                 break
+            self._guarded(self._beat)
             self._guarded(self.sweep)
+            self._guarded(self.sweep_nights)
+        if self._watchdog is not None:
+            self._guarded(lambda: end_beat(self.pipeline.stores.database, "worker"))
         self.pipeline.stores.database.release()
+
+    def _beat(self) -> None:
+        if self._watchdog is not None:
+            expected, alive = self._watchdog.threads()
+            pipeline = self.pipeline
+            now_us = pipeline.clock()
+            beat(pipeline.stores.database, "worker", now_us, expected=expected, alive=alive, alarm=_alarm(pipeline))
 
     def _guarded(self, work: Callable[[], object]) -> None:
         """A sweep that fails is only late: the next one does its work too."""
         try:
-            work()
+            with self.pipeline.stores.database.scope():
+                work()
         except (CustomerActorsError, *BROKER_ERRORS) as error:
             log.warning("sweep failed", error=str(error), then=f"again in {self.interval_s:g} s")
         except Exception:
@@ -73,10 +104,24 @@ class Sweeper(dramatiq.Middleware):
             log.info("swept", customers=rung)
         return rung
 
+    def sweep_nights(self) -> None:
+        """Ring the nightly runs that nobody works on."""
+        if self._nights is not None and (rung := self._nights.sweep(int(self.interval_s * 1_000_000), self._busy)):
+            log.info("swept", nights=rung)
+
     def _busy(self, actor: str) -> bool:
         """Whether the actor's queue has messages nobody took yet: then ringing again would only lengthen it."""
         broker = self.pipeline.broker
         if isinstance(broker, RabbitmqBroker):
-            ready: int = broker.get_queue_message_counts(actor)[0]
+            try:
+                ready: int = broker.get_queue_message_counts(actor)[0]
+            except AMQPError:
+                # This thread's connection was closed, perhaps for being idle. Ringing makes a new one, asking does not.
+                del broker.connection
+                return False
             return ready > 0
         return isinstance(broker, StubBroker) and broker.queues[actor].qsize() > 0
+
+
+def _alarm(pipeline: Pipeline) -> str | None:
+    return "mass failure" if pipeline.alarm.raised(pipeline.clock() / 1_000_000) else None

@@ -5,10 +5,15 @@ Exit codes: 0 ok, 1 found problems or refused, 2 usage, 3 already done, 4 cannot
 
 import click
 
+import customer_actors.cli.audit as audit
 import customer_actors.cli.commands as commands
+import customer_actors.cli.doctor as doctor
 import customer_actors.cli.feeding as feeding
+import customer_actors.cli.health as health
+import customer_actors.cli.quarantine as quarantine
 import customer_actors.cli.reading as reading
 import customer_actors.cli.services as services
+import customer_actors.cli.triage as triage
 from customer_actors import __version__
 from customer_actors.cli.common import ErrorsToExitCodes
 
@@ -23,6 +28,6 @@ def main() -> None:
     """
 
 
-for _family in (feeding, reading, commands, services):
+for _family in (feeding, reading, commands, services, triage, quarantine, health, audit, doctor):
     for _verb in _family.VERBS:
         main.add_command(_verb)

@@ -53,7 +53,7 @@ def demo() -> None:
     print_line(f"A simulated shop on {FILE}, a database of its own.")
     settings = load_settings({"DATABASE_URL": f"sqlite:///{_fresh_file()}"})
     configure_logging("WARNING")
-    with stopping_on_signals() as stop, embedded(settings, stop) as service:
+    with stopping_on_signals() as stop, embedded(settings, stop, nights=False) as service:
         started = time.monotonic()
         with shown(service) as watch:
             act = _Act(service)

@@ -17,6 +17,7 @@ from customer_actors.cli.common import (
     settings_for_command,
 )
 from customer_actors.domain.telling import Figures
+from customer_actors.storage.nights_view import FAILING, night_text
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overview import service_view
 from customer_actors.storage.schema import pending
@@ -32,8 +33,9 @@ def status(as_json: bool) -> None:
     """Streams, how far every actor is, and what waits for a person: held, parked, quarantined, dead letters.
 
     "behind" counts customers whose newest events an actor has yet to fold, without those held; what stands at and
-    behind a held event is counted under "held back". With RABBITMQ_URL the queues are counted too. This is information:
-    the exit code is 0 whatever the figures are, 1 when migrations are pending, 4 when the database cannot be reached.
+    behind a held event is counted under "held back". Of every nightly job the last run is shown. With RABBITMQ_URL the
+    queues are counted too. This is information: the exit code is 0 whatever the figures are, 1 when migrations are
+    pending, 4 when the database cannot be reached.
 
     Example: customer-actors status --json
     """
@@ -61,14 +63,14 @@ def broker_view(url: str) -> Figures:
     from pika.exceptions import AMQPError
 
     from customer_actors.ingest.connection import parameters
-    from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES
+    from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES, UNROUTED_QUEUE
 
     how = parameters(url, "customer-actors status")
     how.socket_timeout = how.stack_timeout = how.blocked_connection_timeout = BROKER_TIMEOUT_S
     how.connection_attempts = 1
     try:
         with pika.BlockingConnection(how) as connection:
-            queues = {queue: _messages(connection, queue) for queue in (*QUEUES, DEAD_LETTER_QUEUE)}
+            queues = {queue: _messages(connection, queue) for queue in (*QUEUES, DEAD_LETTER_QUEUE, UNROUTED_QUEUE)}
     except (AMQPError, OSError) as error:
         return {"reachable": False, "error": redact(f"{type(error).__name__} {error}".strip()), "queues": {}}
     return {"reachable": True, "error": None, "queues": queues}
@@ -116,6 +118,13 @@ def _print_service(view: Figures) -> None:
     bells = view["bells"]
     age = "" if bells["oldest_seconds"] is None else f", the oldest for {bells['oldest_seconds']} s"
     click.echo(f"unanswered bells: {bells['unanswered']}{age}")
+    for job, night in view["nights"].items():
+        text = f"night of {job} {night['slot']}: {night_text(night)}"
+        click.echo(click.style(printable(text), fg="yellow" if night["state"] == FAILING else None))
+    for each in view["processes"]:
+        text = f"{each['process']}: {each['threads']} threads, seen {each['beat_seconds_ago']} s ago"
+        problem = each["problem"]
+        click.echo(click.style(printable(f"{text}, {problem}" if problem else text), fg="red" if problem else None))
 
 
 def _cells(label: str, cells: Sequence[object]) -> str:

@@ -21,23 +21,25 @@ from customer_actors.cli.common import (
     settings_for_command,
 )
 from customer_actors.cli.overview import status
+from customer_actors.cli.segment import explain_segment
 from customer_actors.domain.credit import usage_status
 from customer_actors.domain.credit_book import Usage
 from customer_actors.domain.events import Event, business_date, iso
 from customer_actors.domain.routing import CREDIT, LOYALTY, SEGMENTATION, STATS
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.story import Difference, Effect, Story
-from customer_actors.domain.telling import FAILED, REFUSED, WAITS, Figures, amount_text, event_amount
+from customer_actors.domain.telling import FAILED, REFUSED, SKIPPED, WAITS, Figures, amount_text, event_amount
 from customer_actors.errors import RefusedError
 from customer_actors.storage import views
 from customer_actors.storage.database import Database
 from customer_actors.storage.rules import RulesBook
+from customer_actors.storage.segment_check import segment_differences
 from customer_actors.storage.views import Basis, Stored
 
 MOST_USAGES: Final = 20
 _MINUTE_US: Final = 60_000_000
 _LABEL_WIDTH: Final = 12
-_COLOURS: Final = {REFUSED: "yellow", WAITS: "yellow", FAILED: "red"}
+_COLOURS: Final = {REFUSED: "yellow", SKIPPED: "yellow", WAITS: "yellow", FAILED: "red"}
 _USAGE_COLOURS: Final = {"overdue": "red", "pending": "yellow"}
 
 
@@ -69,6 +71,12 @@ def show(customer_id: str, organization_id: str, as_json: bool) -> None:
 
 def _unknown(database: Database, organization_id: str, customer_id: str) -> RefusedError:
     known = views.organizations_of(database, customer_id)
+    if organization_id in known:
+        whose = f"{shlex.quote(printable(customer_id))} --org {shlex.quote(printable(organization_id))}"
+        return RefusedError(
+            f"customer {printable(customer_id)} lacks a state row: `customer-actors audit {whose}` names the actor, "
+            f"`customer-actors rebuild ACTOR --customer {whose} --reason TEXT` makes it again"
+        )
     text = f"no customer {printable(customer_id)} in organization {printable(organization_id)}"
     if known:
         names = ", ".join(map(printable, known))
@@ -142,18 +150,25 @@ def _account(figures: Figures) -> str:
 @click.argument("customer_id", metavar="CUSTOMER")
 @organization_option
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Show the last N events only; all are checked.")
+@click.option("--segment", "only_segment", is_flag=True, help="The segment alone: why it is what it is.")
 @json_option
-def explain(customer_id: str, organization_id: str, last: int | None, as_json: bool) -> None:
+def explain(customer_id: str, organization_id: str, last: int | None, only_segment: bool, as_json: bool) -> None:
     """Every event of a customer and what each actor made of it: the rule, the effect, the figures after it.
 
     The stream is folded again from the start, each actor as far as it has come. The last line compares the result with
     what is stored; exit code 1 on any difference.
+
+    With --segment instead: the inputs of the segment, the cuts in force, the scores, and what would change the code.
 
     Example: customer-actors explain C000042 --last 20
     """
     settings = settings_for_command()
     rules = settings.rules()
     with opened(settings) as database:
+        if only_segment:
+            if not explain_segment(database, rules, organization_id, customer_id, as_json=as_json):
+                raise _unknown(database, organization_id, customer_id)
+            return
         basis = views.explain_basis(database, rules, organization_id, customer_id)
         if basis is None:
             raise _unknown(database, organization_id, customer_id)
@@ -168,7 +183,7 @@ def print_explanation(
     stored = basis.stored
     number, head = stored.number, stored.head
     undone = views.undone_sales(database, number, head)
-    story = Story(RulesBook(database), stored.standings, undone, rules.currency_decimals)
+    story = Story(RulesBook(database), stored.standings, undone, rules.currency_decimals, basis.skips)
     first_shown = 1 if last is None else max(1, head - last + 1)
     printer.begin(head, first_shown)
     with database.reading():
@@ -176,9 +191,14 @@ def print_explanation(
             effects = story.take(event)
             if event.position >= first_shown:
                 printer.event(event, effects)
-    differences = story.differences(basis.figures) + views.segment_differences(database, rules, stored)
+    differences = story.differences(basis.figures) + _segment_differences(database, rules, basis)
     printer.end(stored, story, differences)
     return differences
+
+
+def _segment_differences(database: Database, rules: Rules, basis: Basis) -> list[Difference]:
+    skipped = (SEGMENTATION, basis.stored.standings[SEGMENTATION].position) in basis.skips
+    return segment_differences(database, rules, basis.stored, skipped=skipped)
 
 
 class TextPrinter:

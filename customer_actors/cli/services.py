@@ -14,7 +14,7 @@ from customer_actors.domain.events import Outcome
 from customer_actors.errors import UsageError
 from customer_actors.ingest.intake import Intake, policies
 from customer_actors.ingest.rabbitmq import Consumer
-from customer_actors.process import Stop, stopping_on_signals, wait_for_database
+from customer_actors.process import Stop, beating, stopping_on_signals, wait_for_database
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database
@@ -45,7 +45,8 @@ def ingest() -> None:
     with stopping_on_signals() as stop:
         try:
             if wait_for_database(database, stop):
-                _consume(settings, settings.rabbitmq_url, database, stop)
+                with beating(database, "ingest", settings.sweep_seconds):
+                    _consume(settings, settings.rabbitmq_url, database, stop)
         finally:
             database.release()
 

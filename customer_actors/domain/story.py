@@ -1,11 +1,11 @@
 """One customer's story: the stream folded again by the real folds, and what each actor made of every event.
 
-Each actor is folded up to the position its stored row has come to: what lies beyond waits, and the figures at the end
-are what the row must hold. The facts a fold asks for stay in memory; of sales that are never cancelled none is kept
-[credit's are, see `story_credit`], so that a long stream is told in one pass.
+Each actor is folded up to the position its stored row has come to: what lies beyond waits, what an operator skipped is
+skipped again, and the figures at the end are what the row must hold. The facts a fold asks for stay in memory; of sales
+that are never cancelled none is kept [credit's are, see `story_credit`], so that a long stream is told in one pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from customer_actors.domain import loyalty, stats
@@ -20,8 +20,10 @@ from customer_actors.domain.telling import (
     FAILED,
     NO_EFFECT,
     REFUSED,
+    SKIPPED,
     WAITS,
     Figures,
+    Skip,
     Told,
     amount_text,
     loyalty_figures,
@@ -41,6 +43,10 @@ class Standing(NamedTuple):
     attempts: int = 0
     parked: bool = False
     error: str = ""
+
+
+Skips = Mapping[tuple[str, int], Skip]
+"""By actor and position."""
 
 
 class Effect(NamedTuple):
@@ -65,11 +71,16 @@ class Story:
 
     `rules` are all rules by number and `standings` those of the stream actors. `undone` gives, for every sale that is
     cancelled anywhere in the stream, the position of the cancellation by that of the sale. `decimals` is the number of
-    decimal places of the currency.
+    decimal places of the currency. What is in `skips` only moved its actor's position.
     """
 
     def __init__(
-        self, rules: Mapping[int, Rules], standings: Mapping[str, Standing], undone: Mapping[int, int], decimals: int
+        self,
+        rules: Mapping[int, Rules],
+        standings: Mapping[str, Standing],
+        undone: Mapping[int, int],
+        decimals: int,
+        skips: Skips | None = None,
     ) -> None:
         self.events = 0
         """Events taken so far."""
@@ -77,9 +88,11 @@ class Story:
         """Actors that have not come to the end of what was taken."""
         self._rules = rules
         self._standings = standings
+        self._skips = skips or {}
+        stepped_over = frozenset(position for actor, position in self._skips if actor == STATS)
         self._loyalty = _LoyaltyTeller(undone, decimals)
         self._tellers: dict[str, _Teller] = {
-            STATS: _StatsTeller(standings[STATS].position, undone, decimals),
+            STATS: _StatsTeller(standings[STATS].position, undone, stepped_over, decimals),
             LOYALTY: self._loyalty,
             CREDIT: CreditTeller(decimals),
         }
@@ -101,6 +114,8 @@ class Story:
         if event.position > standing.position:
             self.waiting[actor] = standing
             return Effect(actor, Told("", WAITS, _why_it_waits(standing, event.position)), {})
+        if (skip := self._skips.get((actor, event.position))) is not None:
+            return Effect(actor, Told("", SKIPPED, f"skipped by {skip.operator}: {skip.reason}"), teller.balance())
         if actor in self._failures:
             return Effect(actor, Told("", FAILED, "not folded again, because an event before it failed"), {})
         try:
@@ -166,15 +181,18 @@ class _Teller(Protocol):
 
 
 class _StatsTeller:
-    def __init__(self, last_position: int, undone: Mapping[int, int], decimals: int) -> None:
+    def __init__(self, last_position: int, undone: Mapping[int, int], skipped: Collection[int], decimals: int) -> None:
         self._state = Stats()
         self._last_position = last_position
-        self._undone = undone
+        self._skipped = skipped
+        self._undone = {sale: at for sale, at in undone.items() if at not in skipped} if skipped else undone
         self._decimals = decimals
         self._first_us: int | None = None
         self._last_us: int | None = None
 
     def take(self, event: Event, rules: Rules) -> Told:
+        if event.type == EventType.ORDER_CANCELLED and event.sale_position in self._skipped:
+            return Told("S1", NO_EFFECT, f"no sale to undo: position {event.sale_position} was skipped")
         self._state = stats.fold(self._state, event)
         amount = amount_text(event.amount_minor, self._decimals)
         if event.type == EventType.ORDER_CANCELLED:

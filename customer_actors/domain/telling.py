@@ -19,6 +19,14 @@ DUPLICATE: Final = "duplicate"
 REFUSED: Final = "refused"
 WAITS: Final = "waits"
 FAILED: Final = "failed"
+SKIPPED: Final = "skipped"
+
+
+class Skip(NamedTuple):
+    """Who let an actor step over an event, and why."""
+
+    operator: str
+    reason: str
 
 
 class Told(NamedTuple):

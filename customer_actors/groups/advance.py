@@ -7,7 +7,7 @@ could lock none: whoever holds those rows looks again before it ends, so nobody 
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
@@ -95,6 +95,9 @@ class Store(Protocol[E]):
     def load(self, events: Sequence[E]) -> Work[E]:
         """The work of a round on the rows locked."""
 
+    def note(self, tried: Iterable[int], failed: Iterable[int]) -> None:
+        """Told before saving which groups were tried and which failed; the same groups may be told again."""
+
 
 @dataclass
 class Report:
@@ -157,6 +160,8 @@ def _hold_next(store: Store[E], groups: Sequence[int], fault: DataFault) -> Roun
     with store.transaction():
         events = store.read(store.lock(groups), 1)
         holds = [Hold.of(event.customer, event.position, fault) for event in events]
+        failed = [hold.group for hold in holds]
+        store.note(failed, failed)
         store.load(events).save({}, holds)
         return Round(len(holds), 0, tuple(holds))
 
@@ -171,6 +176,7 @@ def _round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
             return Round(len(positions))
         work = store.load(events)
         reached, holds = _fold_all(work, events)
+        store.note(reached, [hold.group for hold in holds])
         work.save(reached, holds)
         applied = len(events) if not holds else sum(reached.get(e.customer, 0) >= e.position for e in events)
         return Round(len(positions), applied, tuple(holds), tuple(reached))

@@ -20,6 +20,10 @@ LOOK_S: Final = 0.1
 _TRUSTED_RETURNS: Final = 2
 """A message that came back more often may be what ends connections, and is taken alone."""
 
+_HURRY_S: Final = 1.0
+_HURRIED_SHARE: Final = 8
+"""While one queue floods and another trickles, batches are an eighth: whatever comes waits for two of them."""
+
 
 class Delivery(NamedTuple):
     link: "Link"
@@ -29,34 +33,70 @@ class Delivery(NamedTuple):
 
 
 class Inbox:
-    """Deliveries on their way from the pika thread to the SQL thread."""
+    """Deliveries on their way from the pika thread to the SQL thread.
+
+    Each connection has its share of a batch: what comes by a trickle does not wait behind the flood of another queue,
+    and while it comes, batches are small. Floods alone, or together, have full ones.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._deliveries: deque[Delivery] = deque()
+        self._waiting: dict[Link, deque[tuple[int, Delivery]]] = {}
+        """Numbered in order of arrival, by connection."""
+        self._arrived = 0
+        self._taken = 0
+        self._hurry_until_s = 0.0
         self._urgent = False
         self._changed = threading.Condition()
 
     def put(self, delivery: Delivery, urgent: bool) -> None:
         """Urgent: nothing more will come before this one is acknowledged, so do not wait for company."""
         with self._changed:
-            self._deliveries.append(delivery)
+            self._arrived += 1
+            self._waiting.setdefault(delivery.link, deque()).append((self._arrived, delivery))
             self._urgent |= urgent
             # Waking the other thread for every message would cost more than the message.
-            if urgent or len(self._deliveries) in (1, self._size):
+            if urgent or self._arrived - self._taken in (1, self._size):
                 self._changed.notify()
 
     def take(self, not_before_s: float) -> list[Delivery]:
-        """The next batch, full or at `not_before_s` (monotonic); empty when nothing comes for a while."""
+        """The next batch, full or at `not_before_s` (monotonic), in order of arrival; empty when nothing comes for a
+        while."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._deliveries, LOOK_S):
+            if not self._changed.wait_for(lambda: self._waiting, LOOK_S):
                 return []
             self._changed.wait_for(self._complete, not_before_s - time.monotonic())
             self._urgent = False
-            return [self._deliveries.popleft() for _ in range(min(self._size, len(self._deliveries)))]
+            return self._batch()
 
     def _complete(self) -> bool:
-        return self._urgent or len(self._deliveries) >= self._size
+        return self._urgent or self._arrived - self._taken >= self._size
+
+    def _batch(self) -> list[Delivery]:
+        """The oldest of each connection, evenly; what one does not need of its share is the others'."""
+        numbered: list[tuple[int, Delivery]] = []
+        size = self._batch_size()
+        links = sorted(self._waiting, key=self._turn)
+        for left, link in zip(range(len(links), 0, -1), links, strict=True):
+            waiting, room = self._waiting[link], size - len(numbered)
+            share = -(-room // left)
+            numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
+            if not waiting:
+                del self._waiting[link]
+        self._taken += len(numbered)
+        numbered.sort(key=lambda each: each[0])
+        return [delivery for _, delivery in numbered]
+
+    def _batch_size(self) -> int:
+        lengths, now_s = [len(waiting) for waiting in self._waiting.values()], time.monotonic()
+        if min(lengths) < self._size // len(lengths) < max(lengths):
+            self._hurry_until_s = now_s + _HURRY_S
+        return self._size if now_s > self._hurry_until_s else max(len(lengths), self._size // _HURRIED_SHARE)
+
+    def _turn(self, link: "Link") -> int:
+        """The shortest first, who leaves most to the others. Where not everybody can have one: who waits longest."""
+        waiting = self._waiting[link]
+        return len(waiting) if self._size >= len(self._waiting) else waiting[0][0]
 
 
 class Link:
@@ -154,7 +194,9 @@ class Link:
         # The broker's count of returns to a quorum queue; on a new message a publisher may have set the header.
         returns = (properties.headers or {}).get("x-delivery-count")
         self._alone = bool(method.redelivered) and isinstance(returns, int) and returns > _TRUSTED_RETURNS
-        received = Received.of(body, method.routing_key, time.time_ns() // 1000, properties.content_encoding)
+        received = Received.of(
+            body, _text(method.routing_key), time.time_ns() // 1000, _text(properties.content_encoding)
+        )
         self._inbox.put(Delivery(self, method.delivery_tag, received), urgent=self.prefetch == 1)
 
     def _on_queue_gone(self, _: Any) -> None:
@@ -170,3 +212,8 @@ class Link:
         self._connection = self._channel = None
         self._report_lost(self, (self._error or error) if self.alive else None)
         self.alive = False
+
+
+def _text(value: str | bytes | None) -> str | None:
+    """A property as text: pika leaves one that is not UTF-8 as bytes."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

@@ -1,6 +1,7 @@
 """Exchanges, queues and routing keys (DOMAIN 1) as data, and their declaration."""
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +31,16 @@ QUEUES: Final = tuple(source.queue for source in SOURCES)
 DEAD_LETTER_EXCHANGE: Final = "customer_dead_letter"
 DEAD_LETTER_QUEUE: Final = "customer_dead_letter_queue"
 
+UNROUTED_EXCHANGE: Final = "customer_unrouted"
+UNROUTED_QUEUE: Final = "customer_unrouted_queue"
+"""Where a policy sends what no queue is bound for (`unrouted_policy`)."""
+
+UNROUTED_POLICY: Final = "customer-actors-unrouted"
+PROBE_EXCHANGE: Final = "customer_probe"
+"""Made by `doctor` for a moment, to see whether the policy works without a message that others could get."""
+UNROUTED_PATTERN: Final = f"^({'|'.join(source.exchange for source in SOURCES)}|{PROBE_EXCHANGE})$"
+UNROUTED_DEFINITION: Final = f'{{"alternate-exchange":"{UNROUTED_EXCHANGE}"}}'
+
 DELIVERY_LIMIT: Final = 20
 """Returns a message survives; with 5, a few restarts of a consumer already dead-letter valid ones [M11]."""
 
@@ -39,7 +50,8 @@ QUEUE_ARGUMENTS: Final[Mapping[str, Any]] = {
     "x-delivery-limit": DELIVERY_LIMIT,
     "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
 }
-DEAD_LETTER_ARGUMENTS: Final[Mapping[str, Any]] = {"x-queue-type": "quorum"}
+KEPT_ARGUMENTS: Final[Mapping[str, Any]] = {"x-queue-type": "quorum"}
+"""Of the queues that nobody consumes: dead letters and unrouted messages."""
 
 _LOSS: Final = {
     "x-queue-type": "it is not replicated, and a message that kills its consumer is never taken out",
@@ -70,9 +82,10 @@ def declare(connection: pika.BlockingConnection) -> list[str]:
     Raises `UsageError` for a queue that would lose events (not durable, exclusive, auto-delete, a stream), and pika's
     exceptions when the broker is away or refuses access.
     """
-    _declare_dead_letter_exchange(connection)
-    warnings = [_declare_queue(connection, DEAD_LETTER_QUEUE, DEAD_LETTER_ARGUMENTS)]
-    _must(connection, lambda channel: channel.queue_bind(DEAD_LETTER_QUEUE, DEAD_LETTER_EXCHANGE))
+    warnings = [
+        _declare_keeper(connection, DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE),
+        _declare_keeper(connection, UNROUTED_EXCHANGE, UNROUTED_QUEUE),
+    ]
     for source in SOURCES:
         _declare_exchange(connection, source.exchange)
         warnings.append(_declare_queue(connection, source.queue, QUEUE_ARGUMENTS))
@@ -91,9 +104,26 @@ def _declare_exchange(connection: pika.BlockingConnection, name: str) -> None:
         _must(connection, lambda channel: channel.exchange_declare(name, "topic", durable=True))
 
 
-def _declare_dead_letter_exchange(connection: pika.BlockingConnection) -> None:
+def unrouted_policy(vhost: str) -> str:
+    """The command that makes the broker keep what is published under an unknown routing key.
+
+    A policy and not an argument: the exchanges are the publishers', whose plain declarations it must not clash with.
+    """
+    return (
+        f"rabbitmqctl set_policy --vhost {shlex.quote(vhost)} --apply-to exchanges {UNROUTED_POLICY} "
+        f"'{UNROUTED_PATTERN}' '{UNROUTED_DEFINITION}'"
+    )
+
+
+def _declare_keeper(connection: pika.BlockingConnection, exchange: str, queue: str) -> str:
+    _declare_keeping_exchange(connection, exchange)
+    warning = _declare_queue(connection, queue, KEPT_ARGUMENTS)
+    _must(connection, lambda channel: channel.queue_bind(queue, exchange))
+    return warning
+
+
+def _declare_keeping_exchange(connection: pika.BlockingConnection, name: str) -> None:
     """A fanout, so that one binding catches every routing key."""
-    name = DEAD_LETTER_EXCHANGE
     refusal = _attempt(connection, lambda channel: channel.exchange_declare(name, "fanout", durable=True))
     if refusal is None or refusal.reply_code == _ACCESS_REFUSED:
         return
@@ -102,7 +132,7 @@ def _declare_dead_letter_exchange(connection: pika.BlockingConnection) -> None:
         raise refusal
     if found["name"] in ("type", "durable"):
         raise UsageError(
-            f"exchange {name} exists with {found['name']} {found['current']}, so dead letters would be lost; "
+            f"exchange {name} exists with {found['name']} {found['current']}, so what it should keep would be lost; "
             "delete it, a durable fanout exchange is made in its place"
         )
 
@@ -117,16 +147,39 @@ def _declare_queue(connection: pika.BlockingConnection, queue: str, wanted: Mapp
         raise _unusable(queue, "exclusive to another connection")
     if refusal is not None:
         raise refusal
+    losses = losses_of(connection, queue, wanted)
+    if not losses:
+        return ""
+    return (
+        f"queue {queue} is used as it is; {'; '.join(losses)} (how to migrate: `customer-actors doctor`, and "
+        "docs/operating.md, An existing queue)"
+    )
+
+
+def losses_of(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> list[str]:
+    """What is lost because an existing queue has other arguments than we would give it. Raises `UsageError` for a queue
+    that cannot be used at all; a user who may not declare queues learns of nothing.
+    """
     actual = _actual_arguments(connection, queue, wanted)
-    losses = [
+    return [
         f"{name} is {'not set' if actual.get(name) is None else actual[name]}"
         + (f": {_LOSS[name]}" if name in _LOSS else "")
         for name in sorted(wanted.keys() | actual.keys())
         if wanted.get(name) != actual.get(name)
     ]
-    if not losses:
-        return ""
-    return f"queue {queue} is used as it is; {'; '.join(losses)} (how to migrate: docs/operating.md, An existing queue)"
+
+
+def migration_of(queue: str, vhost: str) -> list[str]:
+    """The steps, most of them commands, that make an existing queue anew with our arguments and lose nothing."""
+    where = f"--vhost {shlex.quote(vhost)}"
+    return [
+        "stop the publishers of its events, or let them wait",
+        f"rabbitmqctl list_queues {where} name messages    # with ingest running, until {queue} has 0",
+        "stop every `customer-actors ingest`",
+        f"rabbitmqctl delete_queue {where} --if-empty --if-unused {queue}",
+        "customer-actors ingest    # makes the queue anew as a quorum queue, and its bindings",
+        "start the publishers again",
+    ]
 
 
 def _actual_arguments(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> dict[str, Any]:

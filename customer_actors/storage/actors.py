@@ -3,6 +3,7 @@
 from typing import Final
 
 from customer_actors.domain.rules import Rules
+from customer_actors.groups.alarm import MassFailure
 from customer_actors.storage.credit import CreditStore
 from customer_actors.storage.database import Database
 from customer_actors.storage.loyalty import LoyaltyStore
@@ -25,10 +26,15 @@ class Stores:
         self.database = database
         self.current_rules = rules
         self.book = RulesBook(database)
+        self.alarm = MassFailure()
         self._round_events = round_events
 
     def of(self, actor: str) -> Store:
         """A fresh store of the actor with this name."""
+        store: Store
         if actor == SegmentationStore.actor:
-            return SegmentationStore(self.database, self.current_rules)
-        return STREAM_STORES[actor](self.database, self.book, self._round_events)
+            store = SegmentationStore(self.database, self.current_rules)
+        else:
+            store = STREAM_STORES[actor](self.database, self.book, self._round_events)
+        store.alarm = self.alarm
+        return store

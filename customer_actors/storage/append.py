@@ -308,7 +308,7 @@ _QUARANTINE = (
     "INSERT INTO quarantine (digest, body, routing_key, content_encoding, code, reason, organization_id, seen, "
     "first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
     "seen = quarantine.seen + excluded.seen, last_seen_us = excluded.last_seen_us, code = excluded.code, "
-    "reason = excluded.reason"
+    "reason = excluded.reason, organization_id = excluded.organization_id, resolved_us = NULL, outcome = NULL"
 )
 
 

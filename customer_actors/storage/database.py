@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import peewee
 import psycopg2
+from psycopg2.errors import InsufficientPrivilege
 
 from customer_actors.errors import DataFault, Outage, UsageError
 
@@ -67,6 +68,14 @@ class Database(ABC):
             yield
 
     @abstractmethod
+    def require_durable(self) -> None:
+        """Refuse a server that could forget what it committed; warn of one that does so when its host crashes.
+
+        Raises:
+            UsageError: it could; the text names the statement that puts it right. Outage: it is away.
+        """
+
+    @abstractmethod
     def _begin(self) -> Any: ...
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -94,6 +103,30 @@ class Database(ABC):
         if not self.engine.in_transaction():  # else whoever began it does this on the way out
             with suppress(peewee.PeeweeException, psycopg2.Error, sqlite3.Error):  # dropped even if it cannot be closed
                 self.engine.close()
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """One message's use of this thread's connection.
+
+        A connection that the server closed meanwhile, or that was left in a transaction, is dropped at both ends, so
+        that it costs no message. No statement is sent for it.
+        """
+        self._drop_unusable()
+        try:
+            yield
+        finally:
+            self._drop_unusable()
+
+    def _drop_unusable(self) -> None:
+        if self.engine.is_closed() or (not self.engine.in_transaction() and self._usable(self.engine.connection())):
+            return
+        while self.engine.in_transaction():
+            self.engine.pop_transaction()
+        self.release()
+
+    @abstractmethod
+    def _usable(self, connection: Any) -> bool:
+        """Whether an idle connection is open and in no transaction, as far as this side knows."""
 
     @abstractmethod
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
@@ -170,4 +203,5 @@ def _hopeless(text: str) -> bool:
 def _first_line(error: BaseException) -> str:
     """The driver's primary message alone: DETAIL and CONTEXT lines may hold key values."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None) or str(error).split("\n", 1)[0]
-    return f"{type(error).__name__}: {primary}"
+    fix = "; its rights are in deploy/postgresql/roles.sql" if isinstance(error, InsufficientPrivilege) else ""
+    return f"{type(error).__name__}: {primary}{fix}"

@@ -5,40 +5,61 @@ from collections.abc import Iterable, Sequence
 
 from customer_actors.domain.routing import WAKES
 from customer_actors.groups.advance import Hold
-from customer_actors.groups.failure import next_try_us
+from customer_actors.groups.alarm import MassFailure
+from customer_actors.groups.failure import next_try_us, uncharged_try_us
 from customer_actors.storage.bells import add_bell
 from customer_actors.storage.database import Columns, Database, Row, columns
 
 _JITTER = random.Random()
 
 
-def hold(database: Database, actor: str, state_table: str, holds: Sequence[Hold], now_us: int) -> None:
+def hold(
+    database: Database,
+    actor: str,
+    state_table: str,
+    holds: Sequence[Hold],
+    now_us: int,
+    alarm: MassFailure | None = None,
+) -> None:
     """Hold groups at the event that failed, or charge one more attempt to groups held already.
 
-    Call inside the transaction that holds the lock of their state rows.
+    While `alarm` is raised nobody is charged and nobody parked. Call inside the transaction that holds the lock of
+    their state rows.
     """
     if not holds:
         return
+    charged = alarm is None or not alarm.raised(now_us / 1_000_000)
     flags = columns(state_table, "customer bigint", "held_position bigint")
     database.update(flags, [(one.group, one.position) for one in holds])
+    known = {row[1:3]: row[3:] for row in database.select(_DETAILS, [(actor, one.group) for one in holds])}
     for one in holds:
-        found = database.execute(
-            "SELECT attempts FROM held_group WHERE actor = ? AND customer = ? AND position = ?",
-            (actor, one.group, one.position),
-        ).fetchall()
-        attempts = 1 + (found[0][0] if found else 0)
-        next_try = next_try_us(attempts, now_us, _JITTER)
-        values = (actor, one.group, one.position, attempts, next_try, one.error, one.traceback, now_us)
+        attempts, since_us = known.get((one.group, one.position), (0, now_us))
+        if charged:
+            attempts += 1
+            next_try = next_try_us(attempts, now_us, _JITTER)
+        else:
+            next_try = uncharged_try_us(since_us, now_us, _JITTER)
+        values = (actor, one.group, one.position, attempts, next_try, one.error, one.traceback, since_us)
         database.execute(_HOLD, values)
 
 
+_DETAILS = columns("held_group", "actor text, customer bigint", "position bigint, attempts int, since_us bigint")
 _HOLD = (
     "INSERT INTO held_group (actor, customer, position, attempts, next_try_us, error, traceback, since_us) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (actor, customer) DO UPDATE SET position = excluded.position, "
     "attempts = excluded.attempts, next_try_us = excluded.next_try_us, error = excluded.error, "
-    "traceback = excluded.traceback, since_us = CASE WHEN held_group.position = excluded.position "
-    "THEN held_group.since_us ELSE excluded.since_us END"
+    "traceback = excluded.traceback, since_us = excluded.since_us"
 )
+
+
+def charged(database: Database, actor: str, groups: Iterable[int]) -> set[int]:
+    """Those of the groups that are held and were charged an attempt.
+
+    They fail where others do not. That they fail once more says nothing about the code, so it must not raise the alarm:
+    on a quiet system the retries of twenty of them are all the tries there are. A group held during a mass failure has
+    no attempts, and goes on to count.
+    """
+    return {row[1] for row in database.select(_DETAILS, [(actor, group) for group in groups]) if row[3] > 0}
 
 
 def lock_due(database: Database, actor: str, state: Columns, groups: Sequence[int], now_us: int) -> list[Row]:

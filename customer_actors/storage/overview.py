@@ -7,7 +7,9 @@ from typing import Final
 
 from customer_actors.domain.routing import ACTORS, BIT, SEGMENTATION, STATS
 from customer_actors.domain.telling import Figures
+from customer_actors.storage.beats import Beat, all_beats
 from customer_actors.storage.database import Database
+from customer_actors.storage.nights_view import nights_view
 from customer_actors.storage.views import STATES
 
 # Counted for the customers behind only. As subqueries and not as a join, so that each of them is one look into the
@@ -39,6 +41,8 @@ def service_view(database: Database, now_us: int) -> Figures:
         "actors": {actor: _actor_figures(database, actor, now_us) for actor in ACTORS},
         "quarantined": _quarantined(database),
         "bells": _bells(database, now_us),
+        "nights": nights_view(database),
+        "processes": [_process(beat, now_us) for beat in all_beats(database)],
     }
 
 
@@ -70,12 +74,26 @@ def _waiting_sql(actor: str) -> str:
 
 
 def _quarantined(database: Database) -> Figures:
-    sql = "SELECT code, count(*), CAST(sum(seen) AS bigint) FROM quarantine GROUP BY code ORDER BY code"
-    rows = database.query(sql)
+    """What waits in quarantine; a message admitted after a fix no longer does."""
+    rows = database.query(
+        "SELECT code, count(*), CAST(sum(seen) AS bigint) FROM quarantine WHERE resolved_us IS NULL "
+        "GROUP BY code ORDER BY code"
+    )
     return {
         "distinct": sum(row[1] for row in rows),
         "seen": sum(row[2] for row in rows),
         "codes": {code: {"distinct": distinct, "seen": seen} for code, distinct, seen in rows},
+    }
+
+
+def _process(beat: Beat, now_us: int) -> Figures:
+    """The last sign of life of one process."""
+    return {
+        "process": beat.process,
+        "beat_seconds_ago": _age_s(beat.at_us, now_us),
+        "threads": beat.threads_alive,
+        "threads_expected": beat.threads_expected,
+        "problem": beat.trouble or beat.alarm,
     }
 
 

@@ -1,17 +1,33 @@
 """PostgreSQL: one statement per step and batch, over arrays."""
 
 import io
+import select
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
 import peewee
+import structlog
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
+from customer_actors.errors import UsageError
 from customer_actors.storage.database import Columns, Database, Row
+
+log = structlog.get_logger(__name__)
 
 COPY_FROM_ROWS: Final = 16
 """From so many rows on, COPY costs less than an INSERT over arrays, though it needs one more round trip."""
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+_SET_AGAIN: Final = {
+    "database": "ALTER DATABASE {database} SET synchronous_commit = on",
+    "user": "ALTER ROLE {user} SET synchronous_commit = on",
+    "database user": "ALTER ROLE {user} IN DATABASE {database} SET synchronous_commit = on",
+    "client": "remove synchronous_commit from PGOPTIONS or DATABASE_URL",
+}
+"""Where a setting comes from -> what puts it right; elsewhere it is the server's own."""
+_SERVER_SET: Final = "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf()"
 
 
 class PostgresDatabase(Database):
@@ -30,11 +46,34 @@ class PostgresDatabase(Database):
             )
         )
 
+    def require_durable(self) -> None:
+        rows = self.query(
+            "SELECT name, setting, source, current_database(), current_user FROM pg_settings "
+            "WHERE name IN ('synchronous_commit', 'fsync')"
+        )
+        settings = {name: (setting, source, of) for name, setting, source, *of in rows}
+        setting, source, (database, user) = settings["synchronous_commit"]
+        if setting == "off":
+            fix = _SET_AGAIN.get(source, _SERVER_SET).format(database=f'"{database}"', user=f'"{user}"')
+            raise UsageError(
+                f"synchronous_commit is off, so PostgreSQL would lose commits whose messages are acknowledged: {fix}"
+            )
+        if settings["fsync"][0] == "off":
+            log.warning("fsync is off: a crash of the server's host loses data", then="set fsync = on and restart it")
+
     def _begin(self) -> Any:
         return self.engine.atomic()
 
     def _marked(self, sql: str) -> str:
         return _marks(sql)
+
+    def _usable(self, connection: Any) -> bool:
+        if connection.closed or connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            return False
+        # What a server says to an idle client is that it closes the connection.
+        watched = select.poll()
+        watched.register(connection.fileno(), select.POLLIN)
+        return not watched.poll(0)
 
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
         if len(rows) >= COPY_FROM_ROWS:

@@ -8,6 +8,7 @@ from customer_actors.domain.events import SALE_TYPES, Event, EventType
 from customer_actors.domain.stats import Stats, fold
 from customer_actors.groups.advance import Hold
 from customer_actors.storage.database import Columns, columns
+from customer_actors.storage.operators import skipped_sales
 from customer_actors.storage.stream_store import StreamStore
 
 STATE = columns(
@@ -18,12 +19,18 @@ STATE = columns(
 )
 
 _SALES = ", ".join(f"'{type_.value}'" for type_ in sorted(SALE_TYPES))
+_SKIPPED = (
+    "EXISTS (SELECT 1 FROM operator_action a WHERE a.action = 'skip' AND a.customer = {customer} "
+    f"AND a.position = {{event}}.position AND a.actor = '{routing.STATS}')"
+)
 _BOUNDS = f"""
     SELECT {{customer}} AS customer, min(e.occurred_at_us) AS first, max(e.occurred_at_us) AS last FROM event e
     WHERE e.customer = {{customer}} AND e.position <= {{position}} AND e.type IN ({_SALES})
-    AND NOT CAST(e.already_cancelled AS boolean) AND e.position NOT IN (
+    AND NOT CAST(e.already_cancelled AS boolean) AND NOT {_SKIPPED.format(event="e", customer="{customer}")}
+    AND e.position NOT IN (
         SELECT c.sale_position FROM event c WHERE c.customer = {{customer}} AND c.position <= {{position}}
-        AND c.type = '{EventType.ORDER_CANCELLED.value}' AND c.sale_position IS NOT NULL)
+        AND c.type = '{EventType.ORDER_CANCELLED.value}' AND c.sale_position IS NOT NULL
+        AND NOT {_SKIPPED.format(event="c", customer="{customer}")})
 """
 _UP_TO = columns("event", "customer bigint, position bigint")
 
@@ -33,15 +40,24 @@ class StatsStore(StreamStore):
     state: ClassVar[Columns] = STATE
 
     def load(self, events: Sequence[Event]) -> "_Work":
-        return _Work(self, {event.customer: Stats(*self.rows[event.customer][2:]) for event in events})
+        cancellations = [
+            (event.customer, event.sale_position)
+            for event in events
+            if event.type == EventType.ORDER_CANCELLED and event.sale_position is not None
+        ]
+        skipped = skipped_sales(self.database, self.actor, cancellations) if cancellations else set()
+        return _Work(self, {event.customer: Stats(*self.rows[event.customer][2:]) for event in events}, skipped)
 
 
 class _Work:
-    def __init__(self, store: StatsStore, states: dict[int, Stats]) -> None:
+    def __init__(self, store: StatsStore, states: dict[int, Stats], skipped: set[tuple[int, int]]) -> None:
         self.store = store
         self.states = states
+        self.skipped = skipped
 
     def fold(self, event: Event) -> None:
+        if event.type == EventType.ORDER_CANCELLED and (event.customer, event.sale_position) in self.skipped:
+            return  # the sale was never counted, so there is nothing to undo
         self.states[event.customer] = fold(self.states[event.customer], event)
 
     def save(self, positions: dict[int, int], holds: Sequence[Hold]) -> None:

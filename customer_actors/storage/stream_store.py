@@ -1,13 +1,14 @@
 """What the state tables of the stream actors share: lock, read behind the position, hold, compare with the head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from customer_actors.domain.events import Event
 from customer_actors.domain.routing import BIT
 from customer_actors.groups.advance import Hold, Round, Work, fold_round
+from customer_actors.groups.alarm import MassFailure
 from customer_actors.storage import holds
 from customer_actors.storage.append import EVENT
 from customer_actors.storage.database import Columns, Database, Row, columns
@@ -31,6 +32,8 @@ class StreamStore(ABC):
         self.database = database
         self.rules = rules
         self.round_events = round_events
+        self.alarm = MassFailure()
+        """Replaced by the one all stores of a process share."""
         self.now_us = 0
         self.retrying = False
         self.rows: dict[int, Row] = {}
@@ -73,9 +76,16 @@ class StreamStore(ABC):
     def load(self, events: Sequence[Event]) -> Work[Event]:
         """The locked states with the facts these events name."""
 
+    def note(self, tried: Iterable[int], failed: Iterable[int]) -> None:
+        """Tell the alarm, so that this very round is charged or not by what it knows of it."""
+        went_on, failures = set(tried), set(failed)
+        if self.retrying:
+            failures -= holds.charged(self.database, self.actor, failures - went_on)
+        self.alarm.note(self.actor, went_on, failures, self.now_us / 1_000_000)
+
     def hold(self, failed: Sequence[Hold]) -> None:
         """Hold the groups whose event failed, in the round's transaction."""
-        holds.hold(self.database, self.actor, self.table, failed, self.now_us)
+        holds.hold(self.database, self.actor, self.table, failed, self.now_us, self.alarm)
         if self.retrying:
             holds.settle(self.database, self.actor, list(self.rows), failed, self.now_us)
 

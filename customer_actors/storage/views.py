@@ -4,24 +4,24 @@ Nothing here takes a lock or writes. A customer is read in one statement, so its
 actors work.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
-from typing import Any, Final, NamedTuple
+from datetime import date, timedelta
+from typing import Final, NamedTuple
 
 from customer_actors.domain.credit_book import Account, Usage
-from customer_actors.domain.events import Event, EventType, business_date, iso
+from customer_actors.domain.events import Event, EventType, iso
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS
 from customer_actors.domain.rules import Rules
-from customer_actors.domain.segmentation import Cuts, score
+from customer_actors.domain.segmentation import day_start_us
 from customer_actors.domain.stats import Stats
-from customer_actors.domain.story import STREAM, Difference, Standing
-from customer_actors.domain.telling import Figures, amount_text, credit_figures, loyalty_figures, stats_figures
+from customer_actors.domain.story import STREAM, Skips, Standing
+from customer_actors.domain.telling import Figures, Skip, amount_text, credit_figures, loyalty_figures, stats_figures
 from customer_actors.storage import credit, loyalty, segmentation, stats
 from customer_actors.storage.append import EVENT
-from customer_actors.storage.database import Database, Row, sorted_errors
+from customer_actors.storage.database import Database, Row, columns, sorted_errors
+from customer_actors.storage.operators import skips_of
 from customer_actors.storage.postgresql import PostgresDatabase
 
 STATES: Final = {
@@ -51,6 +51,8 @@ class SegmentRow(NamedTuple):
 class Stored(NamedTuple):
     """Everything stored of one customer but its stream and ledgers."""
 
+    organization_id: str
+    customer_id: str
     number: int
     head: int
     uses_credit: bool
@@ -60,10 +62,14 @@ class Stored(NamedTuple):
     loyalty: Loyalty
     segment: SegmentRow
     account: Account
+    night: tuple[int, str] | None = None
+    """When the last night of the segments that examined this customer was done, and the date it calculated for."""
 
 
 def _stored_sql() -> str:
     wanted = [
+        "c.organization_id",
+        "c.customer_id",
         "c.id",
         "c.head",
         "EXISTS (SELECT 1 FROM credit_usage u WHERE u.customer = c.id AND u.cancelled_position IS NULL)",
@@ -71,26 +77,48 @@ def _stored_sql() -> str:
     tables = ["customer c"]
     for actor, state in STATES.items():
         held = f"held_{actor}"
-        wanted += [f"{actor}.position", f"{actor}.held_position"]
-        wanted += [f"{held}.{name}" for name in ("attempts", "next_try_us", "error")]
-        wanted += [f"{actor}.{name}" for name in state.names[2:]]
+        wanted += [f"{actor}.{name} AS {actor}_{name}" for name in ("position", "held_position")]
+        wanted += [f"{held}.{name} AS {held}_{name}" for name in ("attempts", "next_try_us", "error")]
+        wanted += [f"{actor}.{name} AS {actor}_{name}" for name in state.names[2:]]
         tables.append(f"JOIN {state.table} {actor} ON {actor}.customer = c.id")
         tables.append(f"LEFT JOIN held_group {held} ON {held}.customer = c.id AND {held}.actor = '{actor}'")
-    return f"SELECT {', '.join(wanted)} FROM {' '.join(tables)} WHERE c.organization_id = ? AND c.customer_id = ?"
+    return f"SELECT {', '.join(wanted)} FROM {' '.join(tables)} WHERE "
 
 
 _STORED: Final = _stored_sql()
+_BY_NAME: Final = f"{_STORED} c.organization_id = ? AND c.customer_id = ?"
+_BY_NUMBER: Final = f"{_STORED} c.id = {{customer}}"
+_CUSTOMER: Final = columns("customer", "customer bigint")
+_NIGHT: Final = """
+    SELECT r.done_us, r.as_of FROM customer c
+    JOIN job_chunk k ON k.organization_id = c.organization_id AND c.id BETWEEN k.first AND k.last
+    JOIN job_run r ON r.job = k.job AND r.slot = k.slot
+    WHERE c.organization_id = ? AND c.customer_id = ?
+    AND r.job = 'segments' AND r.done_us IS NOT NULL AND NOT CAST(r.dry_run AS boolean)
+    ORDER BY r.as_of DESC, r.done_us DESC LIMIT 1
+"""
+_FIXED_WIDTH = 5
 _STANDING_WIDTH = 5
 
 
 def stored_customer(database: Database, organization_id: str, customer_id: str) -> Stored | None:
     """What is stored of a customer; None when the organization has none of that id [A9]."""
-    if not _storable(organization_id + customer_id):
+    if not storable(organization_id + customer_id):
         return None
-    rows = database.query(_STORED, (organization_id, customer_id))
-    if not rows:
-        return None
-    (number, head, uses_credit), rest = rows[0][:3], rows[0][3:]
+    nights = database.query(_NIGHT, (organization_id, customer_id))  # before the row, which is then no older
+    rows = database.query(_BY_NAME, (organization_id, customer_id))
+    return _stored(rows[0])._replace(night=nights[0] if nights else None) if rows else None
+
+
+def stored_customers(database: Database, numbers: Sequence[int]) -> dict[int, Stored]:
+    """What is stored of customers by number, in one statement; a customer that lacks a state row is left out."""
+    with database.reading():
+        rows = database.for_each(_CUSTOMER, _BY_NUMBER, [(number,) for number in numbers])
+    return {stored.number: stored for stored in map(_stored, rows)}
+
+
+def _stored(row: Row) -> Stored:
+    (organization_id, customer_id, number, head, uses_credit), rest = row[:_FIXED_WIDTH], row[_FIXED_WIDTH:]
     standings: dict[str, Standing] = {}
     states: dict[str, Row] = {}
     for actor, state in STATES.items():
@@ -99,6 +127,8 @@ def stored_customer(database: Database, organization_id: str, customer_id: str) 
         states[actor], rest = rest[_STANDING_WIDTH:end], rest[end:]
     account = Account(*states[CREDIT])
     return Stored(
+        organization_id,
+        customer_id,
         number,
         head,
         bool(uses_credit),
@@ -118,7 +148,7 @@ def _standing(row: Row) -> Standing:
     return Standing(position, held_position, attempts or 0, next_try is None, error or "")
 
 
-def _storable(text: str) -> bool:
+def storable(text: str) -> bool:
     """Whether a text can be in a database at all: an argument may hold half a surrogate pair."""
     try:
         text.encode()
@@ -143,13 +173,13 @@ def view_of(stored: Stored, rules: Rules, organization_id: str, customer_id: str
         "position": stored.head,
         "stats": stats_figures(stored.stats, decimals),
         "loyalty": loyalty_figures(stored.loyalty),
-        "segment": _segment_figures(stored),
+        "segment": _segment_figures(stored, rules),
         "credit": credit_figures(stored.account, decimals) if _has_credit(stored) else None,
         "held": [figures for figures in held if figures["position"] is not None],
     }
 
 
-def _segment_figures(stored: Stored) -> Figures | None:
+def _segment_figures(stored: Stored, rules: Rules) -> Figures | None:
     """Null without an active sale, also while the row does not know yet that the last one was cancelled [R5]."""
     row = stored.segment
     if row.code is None or not stored.stats.orders:
@@ -159,13 +189,23 @@ def _segment_figures(stored: Stored) -> Figures | None:
         "recency": row.recency,
         "frequency": row.frequency,
         "monetary": row.monetary,
-        "calculated_at": _calculated_at(row),
+        "calculated_at": _calculated_at(stored, rules),
     }
 
 
-def _calculated_at(row: SegmentRow) -> str | None:
-    """When the segment was last known to be right. A night's end belongs here once nights are recorded [R7]."""
-    return None if row.calculated_at_us is None else iso(row.calculated_at_us)
+def _calculated_at(stored: Stored, rules: Rules) -> str | None:
+    """When the segment was last known to be right: when its row was written, or the last night found it right [R7].
+
+    A night that came late speaks of the end of the day it calculated for, and a row that waits was not looked at.
+    """
+    moment = stored.segment.calculated_at_us
+    standing = stored.standings[SEGMENTATION]
+    waits = standing.held_position is not None or standing.position < stored.standings[STATS].position
+    if moment is not None and stored.night is not None and not waits:
+        done_us, as_of = stored.night
+        over_us = day_start_us(date.fromisoformat(as_of) + timedelta(1), rules.zone)
+        moment = max(moment, min(done_us, over_us - 1))
+    return None if moment is None else iso(moment)
 
 
 def _has_credit(stored: Stored) -> bool:
@@ -185,7 +225,7 @@ def _held_figures(actor: str, standing: Standing) -> Figures:
 
 def organizations_of(database: Database, customer_id: str, limit: int = 5) -> list[str]:
     """Organizations that have a customer of this id."""
-    if not _storable(customer_id):
+    if not storable(customer_id):
         return []
     sql = "SELECT organization_id FROM customer WHERE customer_id = ? ORDER BY organization_id LIMIT ?"
     return [row[0] for row in database.query(sql, (customer_id, limit))]
@@ -214,17 +254,27 @@ class Basis(NamedTuple):
     stored: Stored
     figures: dict[str, Figures]
     """Per actor the stored figures that a refold must reproduce, see `domain.story.Story.differences`."""
+    skips: Skips
 
 
 def explain_basis(database: Database, rules: Rules, organization_id: str, customer_id: str) -> Basis | None:
     """States and what the ledgers add up to, as of one moment; None for an unknown customer."""
-    with _snapshot(database):
+    with snapshot(database):
         stored = stored_customer(database, organization_id, customer_id)
-        return None if stored is None else Basis(stored, _comparable(database, stored, rules.currency_decimals))
+        if stored is None:
+            return None
+        figures = _comparable(database, stored, rules.currency_decimals)
+        return Basis(stored, figures, skips(database, stored.number))
+
+
+def skips(database: Database, number: int) -> Skips:
+    """What actors stepped over in a customer's stream."""
+    found = skips_of(database, [number])
+    return {(actor, position): Skip(skip.operator, skip.reason) for (_, position, actor), skip in found.items()}
 
 
 @contextmanager
-def _snapshot(database: Database) -> Iterator[None]:
+def snapshot(database: Database) -> Iterator[None]:
     """Statements inside see one moment. Keep it short: it holds back PostgreSQL's vacuum."""
     level = "REPEATABLE READ" if isinstance(database, PostgresDatabase) else "DEFERRED"
     with sorted_errors(database), database.engine.atomic(level):
@@ -276,44 +326,3 @@ def undone_sales(database: Database, number: int, up_to: int) -> dict[int, int]:
         "AND sale_position IS NOT NULL AND position <= ?"
     )
     return dict(database.query(sql, (number, up_to)))
-
-
-def segment_differences(database: Database, rules: Rules, stored: Stored) -> list[Difference]:
-    """What the segment row has otherwise than its own inputs say, and its inputs otherwise than the statistics [R6].
-
-    The inputs are compared only while the row stands where the statistics stand. Days are counted to the business date
-    the row was calculated on.
-    """
-    row, expected = stored.segment, stored.segment
-    if stored.standings[SEGMENTATION].position == stored.standings[STATS].position:
-        expected = expected._replace(**_inputs(stored.stats, rules))
-    expected = expected._replace(**_scores(database, rules, row))
-    has, wanted = _shown(row, rules), _shown(expected, rules)
-    return [Difference(SEGMENTATION, field, has[field], wanted[field]) for field in has if has[field] != wanted[field]]
-
-
-def _shown(row: SegmentRow, rules: Rules) -> Figures:
-    return row._asdict() | {"total_spent_minor": amount_text(row.total_spent_minor, rules.currency_decimals)}
-
-
-def _inputs(state: Stats, rules: Rules) -> dict[str, Any]:
-    last = state.last_purchase_at_us
-    day = None if last is None else business_date(last, rules.zone).isoformat()
-    return {"last_purchase_date": day, "orders": state.orders, "total_spent_minor": state.total_spent_minor}
-
-
-def _scores(database: Database, rules: Rules, row: SegmentRow) -> dict[str, Any]:
-    if row.last_purchase_date is None or row.calculated_at_us is None:
-        return {"recency": None, "frequency": None, "monetary": None, "code": None}
-    as_of = business_date(row.calculated_at_us, rules.zone)
-    last, cuts = date.fromisoformat(row.last_purchase_date), _cuts(database, row.cuts)
-    scores = score(as_of, last, row.orders, row.total_spent_minor, cuts, rules.currency_decimals)
-    return scores._asdict() | {"cuts": cuts.number}
-
-
-def _cuts(database: Database, number: int | None) -> Cuts:
-    """The snapshot of that number; without one the fixed cuts."""
-    rows = database.query("SELECT number, recency, frequency, monetary FROM rfm_cuts WHERE number = ?", (number,))
-    if not rows:
-        return Cuts()
-    return Cuts(rows[0][0], *(None if text is None else tuple(json.loads(text)) for text in rows[0][1:]))

@@ -22,8 +22,9 @@ from customer_actors.domain.routing import ACTORS
 from customer_actors.errors import Outage
 from customer_actors.groups import failure
 from customer_actors.groups.advance import advance
-from customer_actors.storage import loyalty
+from customer_actors.storage import loyalty, triage
 from customer_actors.storage.holds import next_try_of
+from customer_actors.storage.operators import Action
 from customer_actors.storage.overdue import all_behind
 from tests.model.examples import cancellation, opened, order, payment
 from tests.servers import PrivatePostgres
@@ -226,6 +227,63 @@ def test_early_and_doubled_messages_charge_nothing_and_end(
     assert not [raised for _, raised in service.seen.processed if raised]
 
 
+def test_a_bad_deploy_is_told_once_charges_nobody_and_after_the_fix_everybody_goes_on(
+    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failure, "MAX_UNCHARGED_DELAY_S", 0.04)
+    broken, tries = True, Counter[int]()
+
+    def fail(event: Event) -> None:
+        tries[event.customer] += 1
+        if broken:
+            raise ValueError("the code is bad")
+
+    break_loyalty(fail)
+    with running(storage) as service, capture_logs() as logs:
+        service.take(*(order(str(n), "10", customer_id=f"c{n}") for n in range(CROWD)))
+        wait_until(lambda: len(tries) == CROWD and min(tries.values()) > failure.MAX_ATTEMPTS + 1)
+        assert service.pipeline.alarm.raised(now_us() / 1_000_000)
+        assert [row[3] for row in held(storage)] == [0] * CROWD
+        broken = False
+        wait_until(service.idle)
+        assert (service.through(), held(storage)) == (True, [])
+        assert not service.pipeline.alarm.raised(now_us() / 1_000_000)
+    told = [(line["event"], line["log_level"]) for line in logs if line["event"].startswith("mass failure")]
+    assert told == [("mass failure", "error"), ("mass failure is over", "warning")]
+    assert storage.value("SELECT count(*) FROM loyalty_entry") == CROWD
+
+
+def test_all_actors_of_a_process_share_one_alarm(storage: Storage) -> None:
+    pipeline = Running(storage, 500, now_us).pipeline
+    assert {id(pipeline.stores.of(actor).alarm) for actor in ACTORS} == {id(pipeline.alarm)}
+
+
+def test_what_is_released_is_found_by_the_sweep_and_drains_in_order(
+    storage: Storage, break_loyalty: Callable[[Broken], None], soon: None
+) -> None:
+    """As with workers on other hosts: the command writes the database, and a bell row that the sweep finds."""
+    broken, folded = True, list[int]()
+
+    def fail_while_broken(event: Event) -> None:
+        if broken:
+            raise ValueError("never")
+        folded.append(event.position)
+
+    break_loyalty(fail_while_broken)
+    with running(storage, sweep_s=0.05) as service:
+        service.take(order("bad", "10"), order("2", "10"))
+        wait_until(lambda: [row[3] for row in held(storage)] == [failure.MAX_ATTEMPTS])
+        wait_until(lambda: storage.value("SELECT count(*) FROM bell") == 0)
+        broken = False
+        by = Action("op", "release", "fixed")
+        released = list(triage.release(storage.database, triage.Wanted("loyalty"), by, now_us()))
+        service.take(order("3", "10"))
+        assert released == [("loyalty", [storage.number()])]
+        wait_until(lambda: storage.value(WAITING, "c1") == 0)
+    assert folded == [1, 2, 3]
+    assert held(storage) == []
+
+
 def test_an_outage_tries_the_bundle_again_and_charges_nobody(
     postgres_storage: Storage, postgres: PrivatePostgres, break_loyalty: Callable[[Broken], None]
 ) -> None:
@@ -300,9 +358,9 @@ MALFORMED: dict[str, tuple[Any, ...]] = {
 
 def test_malformed_internal_messages_take_no_thread_away(storage: Storage) -> None:
     with running(storage) as service:
-        for number in range(2 * THREADS):
+        for _ in range(2 * THREADS):
             for name, arguments in MALFORMED.items():
-                message: dramatiq.Message[Any] = dramatiq.Message(name, name, arguments, {}, {"number": number})
+                message: dramatiq.Message[Any] = dramatiq.Message(name, name, arguments, {}, {})
                 service.broker.enqueue(message)
         service.take(order("1", "10"))
         wait_until(service.through)

@@ -14,6 +14,7 @@ from customer_actors.domain.rules import Rules
 from customer_actors.storage.opening import open_database
 from tests.model.examples import JUNE_1_US, cancellation, charge, opened, order, payment, pos, redemption
 from tests.storage.support import Storage
+from tests.tampering import tamper
 
 LIFE: Sequence[Message] = (
     opened("100"),
@@ -51,8 +52,7 @@ class Shop(Storage):
 
     def execute(self, sql: str, *parameters: object) -> None:
         """Change the database behind the service's back."""
-        with self.database.transaction():
-            self.database.execute(sql, parameters)
+        tamper(self.database, sql, *parameters)
 
 
 def failing_at(monkeypatch: pytest.MonkeyPatch, reference: str, error: str = "boom") -> None:

@@ -14,12 +14,15 @@ from customer_actors.domain.story import Story
 from customer_actors.storage import views
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
+from customer_actors.storage.operators import Action
 from customer_actors.storage.rules import RulesBook
+from customer_actors.storage.segment_check import segment_differences
+from customer_actors.storage.triage import skip
 from tests.cli.shop import LIFE, Shop, failing_at
-from tests.model.examples import DAY_US, JUNE_1_US, order, payment, redemption
+from tests.model.examples import DAY_US, JUNE_1_US, cancellation, order, payment, redemption
 from tests.model.strategies import messages
 from tests.properties.service import Service
-from tests.storage.support import Storage
+from tests.storage.support import NOW_US, Storage
 
 EXPLAINED = """\
 c1  organization org-1  9 events
@@ -194,6 +197,27 @@ def test_what_an_actor_has_not_come_to_waits(shop: Shop, monkeypatch: pytest.Mon
     }
 
 
+def test_a_skipped_event_tells_who_skipped_it_and_why(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, "O-1")
+    shop.settle(order("O-1", "5"), cancellation("O-1"), order("O-2", "7"))
+    number, by = shop.number(), Action("anna\x1b[31m", "skip", "the till sent it twice")
+    assert skip(shop.database, "loyalty", number, 1, by, NOW_US) is None
+    monkeypatch.undo()
+    shop.settle()
+    result = shop.run("explain", "c1", "--org", "org-1")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[3].split(maxsplit=1) == [
+        "loyalty",
+        r"skipped   skipped by anna\x1b[31m: the till sent it twice -> 0 points, bronze",
+    ]
+    assert lines[6].endswith("no points to take back: it earned none -> 0 points, bronze")
+    assert lines[-1] == "check: ok, stored state equals the refold of 3 events"
+    effect = shop.json("explain", "c1", "--org", "org-1")["events"][0]["effects"][1]
+    assert (effect["actor"], effect["outcome"]) == ("loyalty", "skipped")
+    assert effect["effect"] == "skipped by anna\x1b[31m: the till sent it twice"
+
+
 def test_a_clamped_time_shows_what_was_sent(shop: Shop) -> None:
     detail = json.dumps({"occurred_at": "2024-06-01T05:00:00+02:00"})
     shop.settle(order("O-1", "5")._replace(detail=detail), order("O-2", "5", at_us=JUNE_1_US - 2 * DAY_US))
@@ -250,7 +274,7 @@ def _differences(database: Database, rules: Rules, organization_id: str, custome
     story = Story(RulesBook(database), stored.standings, views.undone_sales(database, stored.number, stored.head), 2)
     for event in views.events(database, stored.number, stored.head):
         story.take(event)
-    return [*story.differences(basis.figures), *views.segment_differences(database, rules, stored)]
+    return [*story.differences(basis.figures), *segment_differences(database, rules, stored)]
 
 
 def test_a_stream_longer_than_one_read_is_told_whole(shop: Shop) -> None:

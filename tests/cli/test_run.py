@@ -31,6 +31,7 @@ from tests.cli.running import (
     wait_until,
 )
 from tests.servers import PrivatePostgres
+from tests.tampering import tamper
 
 PLAN = ShopPlan(customers=150, events=1_500, seed=11, organizations=2)
 EVENTS = "SELECT count(*) FROM event"
@@ -134,8 +135,8 @@ def test_a_hold_of_an_earlier_run_is_tried_again_once_it_is_due(env: dict[str, s
     hold_a_customer(url)
     assert invoke("run", "-", env=env).exit_code == 1
     assert invoke("run", "-", env=env).exit_code == 0, "its time has not come, and this run held nobody"
-    with opened(url) as database, database.transaction():
-        database.execute("""UPDATE event SET detail = '{"terms_days": 7}'""")
+    with opened(url) as database:
+        tamper(database, """UPDATE event SET detail = '{"terms_days": 7}'""")
         database.execute("UPDATE held_group SET next_try_us = 0")
 
     assert invoke("run", "-", env=env).exit_code == 0

@@ -11,7 +11,8 @@ from customer_actors.cli import main
 from customer_actors.cli.overview import broker_view
 from customer_actors.domain.events import Rejected
 from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS
-from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES, declare
+from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, QUEUES, UNROUTED_QUEUE, declare
+from customer_actors.storage.beats import beat
 from tests.cli.shop import LIFE, Shop, failing_at
 from tests.model.examples import order, payment
 from tests.servers.process import free_port
@@ -35,6 +36,8 @@ def test_status_of_an_empty_service(shop: Shop) -> None:
         "actors": dict.fromkeys(ACTORS, IDLE),
         "quarantined": {"distinct": 0, "seen": 0, "codes": {}},
         "bells": {"unanswered": 0, "oldest_seconds": None},
+        "nights": {},
+        "processes": [],
         "broker": None,
     }
 
@@ -130,6 +133,17 @@ def test_status_as_text(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_status_shows_the_processes_that_beat_and_what_is_wrong(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat(shop.database, "worker", NOW_US, expected=20, alive=19)
+    beat(shop.database, "ingest", NOW_US)
+    monkeypatch.setattr("time.time_ns", lambda: (NOW_US + 3_000_000) * 1_000)
+    ingest, worker = shop.json("status")["processes"]
+    assert (worker["threads"], worker["threads_expected"], worker["beat_seconds_ago"]) == (19, 20, 3)
+    lines = shop.run("status").stdout.splitlines()
+    assert f"{ingest['process']}: 1 threads, seen 3 s ago" in lines
+    assert f"{worker['process']}: 19 threads, seen 3 s ago, 1 of 20 threads are dead" in lines
+
+
 def test_an_old_schema_is_a_problem_and_a_missing_file_is_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +175,7 @@ def test_queues_are_counted_and_a_missing_one_is_named(
     monkeypatch.chdir(tmp_path)
     env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url}
     none = CliRunner().invoke(main, ["status"], env=env)
-    assert none.stdout.count("not there yet") == 4
+    assert none.stdout.count("not there yet") == 5
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         declare(connection)
         channel = connection.channel()
@@ -170,7 +184,7 @@ def test_queues_are_counted_and_a_missing_one_is_named(
             channel.basic_publish("", QUEUES[0], b"{}")
         channel.basic_publish("", DEAD_LETTER_QUEUE, b"{}")
     view = json.loads(CliRunner().invoke(main, ["status", "--json"], env=env).stdout)
-    counts = {QUEUES[0]: 3, QUEUES[1]: 0, QUEUES[2]: 0, DEAD_LETTER_QUEUE: 1}
+    counts = {QUEUES[0]: 3, QUEUES[1]: 0, QUEUES[2]: 0, DEAD_LETTER_QUEUE: 1, UNROUTED_QUEUE: 0}
     assert view["broker"] == {"reachable": True, "error": None, "queues": counts}
 
 

@@ -5,19 +5,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from customer_actors.domain import story_credit
-from customer_actors.domain.credit import fold
-from customer_actors.domain.credit_book import Account, Ledger, Result
 from customer_actors.domain.events import Channel, Event, EventType, iso
 from customer_actors.domain.routing import CONCERNS, CREDIT, LOYALTY, STATS, STREAM_ACTORS, route
 from customer_actors.domain.rules import Rules, Tier
-from customer_actors.domain.story import STREAM, Difference, Effect, Standing, Story
-from customer_actors.domain.story_credit import MOST_NAMED, CreditTeller
+from customer_actors.domain.story import STREAM, Difference, Effect, Skips, Standing, Story
+from customer_actors.domain.story_credit import MOST_NAMED
 from customer_actors.domain.telling import FAILED, WAITS, Figures, Told, amount_text, event_amount
-from tests.domain.test_credit_properties import Model, Step
 
 RULES = {
     1: Rules(),
@@ -69,11 +65,13 @@ def stream(events: Sequence[Event]) -> list[Event]:
     ]
 
 
-def story_of(events: Sequence[Event], **standings: Standing) -> tuple[Story, list[list[Effect]]]:
+def story_of(
+    events: Sequence[Event], skips: Skips | None = None, **standings: Standing
+) -> tuple[Story, list[list[Effect]]]:
     """A story that has taken the events, and what it told of each."""
     placed = stream(events)
     undone = {event.sale_position: event.position for event in placed if event.sale_position is not None}
-    story = Story(RULES, {actor: standings.get(actor, AT_END) for actor in STREAM_ACTORS}, undone, 2)
+    story = Story(RULES, {actor: standings.get(actor, AT_END) for actor in STREAM_ACTORS}, undone, 2, skips)
     return story, [story.take(event) for event in placed]
 
 
@@ -327,47 +325,3 @@ def test_first_and_last_purchase_are_those_of_the_sales_active_at_the_position(
     story, _ = story_of(events, stats=Standing(reached))
     bounds = {"position": reached, "first_purchase_at": times[0], "last_purchase_at": times[-1]}
     assert story.differences({STATS: bounds}) == []
-
-
-# --- the small ledgers of credit ---------------------------------------------------------------------------------
-
-
-_ACTIONS = ["order", "order", "order", "till", "charge", "pay", "pay", "pay", "cancel", "cancel", "limit"]
-_OPEN = Step("open", 0, 30, 0)
-_STEPS = st.builds(Step, st.sampled_from(_ACTIONS), st.integers(0, 9), st.integers(0, 30), st.integers(0, 3))
-
-
-@settings(max_examples=300)
-@given(st.builds(lambda before, after: [*before, _OPEN, *after], st.lists(_STEPS), st.lists(_STEPS, min_size=8)))
-def test_small_ledgers_lead_to_the_same_account_usages_and_payments_as_the_whole_one(steps: list[Step]) -> None:
-    account, ledger, model, teller = Account(), Ledger(), Model(), CreditTeller(2)
-    for position, step in enumerate(steps, start=1):
-        event = model.event(step, position)
-        if event is None:
-            continue
-        result = fold(account, event, RULES[1], ledger)
-        account = result.account
-        ledger.apply(result)
-        teller.take(event, RULES[1])
-        assert teller.account == account
-        assert teller.usages == ledger.usages
-        assert teller.payments == ledger.payments
-
-
-@pytest.mark.parametrize("order", [None, "O7"], ids=["oldest first", "a named one first"])
-def test_no_event_is_folded_over_more_of_the_ledger_than_it_moves(
-    order: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A look at everything per event would make a long story take the square of its length."""
-    sizes: list[int] = []
-
-    def counted(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
-        sizes.append(len(ledger.usages) + len(ledger.payments) + len(ledger.allocated))
-        return fold(account, event, rules, ledger)
-
-    monkeypatch.setattr(story_credit, "fold", counted)
-    sales = [sale(f"O{number}", 100, on_credit=True, day=number) for number in range(60)]
-    cancellations = [cancel(event, 2 + number) for number, event in enumerate(sales[:20])]
-    charges = [charge(f"C{number}", 9) for number in range(50)]
-    story_of([OPENED, *sales, *[pay(100, order)] * 30, *cancellations, *[pay(100)] * 90, *charges])
-    assert max(sizes) <= 5  # a cancellation: its usage, what paid it, and the named and the oldest usage paid instead

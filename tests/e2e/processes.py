@@ -54,9 +54,9 @@ class Process:
         self._process.terminate()
         return self._process.wait(timeout=20)
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """The exit code of a process that ends by itself."""
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=seconds)
 
     def logged(self) -> str:
         return self.log.read_text(errors="replace")

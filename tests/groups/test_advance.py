@@ -1,6 +1,6 @@
 """The loop and the round against a store in memory: who is locked, read, folded, held and looked at again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,6 +39,8 @@ class Memory:
     bad: set[tuple[int, int]] = field(default_factory=set)
     """Events whose fold raises."""
     folded: list[tuple[int, int]] = field(default_factory=list)
+    noted: list[tuple[set[int], set[int]]] = field(default_factory=list)
+    """(tried, failed) of every round, as told before it was saved."""
     asked: list[list[int]] = field(default_factory=list)
     """Groups of every round."""
     after_commit: Callable[[], None] = lambda: None
@@ -79,6 +81,10 @@ class Memory:
         if (event.customer, event.position) in self.bad:
             raise ValueError(f"event {event.position}")
         self.folded.append((event.customer, event.position))
+
+    def note(self, tried: Iterable[int], failed: Iterable[int]) -> None:
+        assert self.open
+        self.noted.append((set(tried), set(failed)))
 
     def save(self, positions: dict[int, int], holds: Sequence[Hold]) -> None:
         assert self.open
@@ -289,3 +295,9 @@ def test_a_hold_keeps_a_bounded_text_that_every_database_can_store() -> None:
             assert "\0" not in text
             assert text.encode().decode() == text
         assert hold.error.startswith(f"{type(error).__name__}: ")
+
+
+def test_who_was_tried_and_who_failed_is_told_of_every_round() -> None:
+    memory = Memory({1: 2, 2: 2, 3: 1}, bad={(2, 2), (3, 1)})
+    run(memory, 1, 2, 3)
+    assert memory.noted[0] == ({1, 2}, {2, 3})

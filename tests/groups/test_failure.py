@@ -4,7 +4,15 @@ from random import Random
 
 import pytest
 
-from customer_actors.groups.failure import FIRST_DELAY_S, MAX_ATTEMPTS, MAX_DELAY_S, next_try_us
+from customer_actors.groups.alarm import WINDOW_S
+from customer_actors.groups.failure import (
+    FIRST_DELAY_S,
+    MAX_ATTEMPTS,
+    MAX_DELAY_S,
+    MAX_UNCHARGED_DELAY_S,
+    next_try_us,
+    uncharged_try_us,
+)
 
 NOW_US = 1_717_200_000_000_000
 SEEDS = 200
@@ -58,3 +66,12 @@ def test_the_clock_shifts_the_try_and_nothing_else() -> None:
         here, tomorrow = (next_try_us(attempts, now_us, Random(7)) for now_us in (NOW_US, NOW_US + 86_400_000_000))
         assert here is not None
         assert tomorrow == here + 86_400_000_000
+
+
+def test_without_a_count_the_pause_is_as_long_as_the_hold_so_far_within_bounds() -> None:
+    assert MAX_UNCHARGED_DELAY_S < WINDOW_S
+    for held_s, delay_s in [(0, FIRST_DELAY_S), (3, FIRST_DELAY_S), (20, 20), (41, 40), (10**6, 40)]:
+        since_us = NOW_US - held_s * 1_000_000
+        assert uncharged_try_us(since_us, NOW_US, Always(0)) == NOW_US + delay_s * 1_000_000
+        assert uncharged_try_us(since_us, NOW_US, Always(1)) == NOW_US + delay_s * 750_000
+    assert uncharged_try_us(NOW_US + 10**9, NOW_US, Always(0)) == NOW_US + FIRST_DELAY_S * 1_000_000  # a clock was set

@@ -1,16 +1,26 @@
 """What is made on an empty broker, and what happens to queues and exchanges that exist already."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from customer_actors.errors import UsageError
 from customer_actors.ingest import topology
 from customer_actors.ingest.publish import PublishReport, publish
-from customer_actors.ingest.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, SOURCES, declare
+from customer_actors.ingest.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    SOURCES,
+    UNROUTED_EXCHANGE,
+    UNROUTED_QUEUE,
+    declare,
+)
+from tests.servers import RabbitMQ
 
 ORDERS = SOURCES[0].queue
 
@@ -25,7 +35,7 @@ def connection(rabbitmq_url: str) -> Iterator[pika.BlockingConnection]:
 
 
 def forget_exchanges(connection: pika.BlockingConnection) -> None:
-    for exchange in (DEAD_LETTER_EXCHANGE, *(source.exchange for source in SOURCES)):
+    for exchange in (DEAD_LETTER_EXCHANGE, UNROUTED_EXCHANGE, *(source.exchange for source in SOURCES)):
         connection.channel().exchange_delete(exchange)
 
 
@@ -60,7 +70,7 @@ def test_missing_queues_are_made_and_every_event_type_reaches_one(
         "x-dead-letter-exchange": "customer_dead_letter",
     }
     assert all(accepts(connection, source.queue, quorum) for source in SOURCES)
-    assert accepts(connection, DEAD_LETTER_QUEUE, {"x-queue-type": "quorum"})
+    assert all(accepts(connection, queue, {"x-queue-type": "quorum"}) for queue in (DEAD_LETTER_QUEUE, UNROUTED_QUEUE))
 
 
 def test_declaring_again_changes_nothing_and_warns_of_nothing(connection: pika.BlockingConnection) -> None:
@@ -85,6 +95,27 @@ def test_what_a_queue_gives_up_arrives_among_the_dead_letters(
     for method, _, body in channel.consume(DEAD_LETTER_QUEUE, inactivity_timeout=10):
         assert (method and method.routing_key, body) == ("order.completed", b"unwanted")
         break
+
+
+def test_a_message_of_an_unknown_type_vanishes_without_the_policy_and_is_kept_with_it(
+    connection: pika.BlockingConnection, rabbitmq: RabbitMQ, rabbitmq_url: str
+) -> None:
+    declare(connection)
+    channel = connection.channel()
+    channel.confirm_delivery()
+    with pytest.raises(UnroutableError):
+        channel.basic_publish("order_events", "order.renamed", b"lost", mandatory=True)
+
+    command = shlex.split(topology.unrouted_policy(urlsplit(rabbitmq_url).path[1:]))
+    assert command[0] == "rabbitmqctl"
+    rabbitmq.ctl(*command[1:])
+
+    for source in SOURCES:
+        channel.basic_publish(source.exchange, "order.renamed", b"kept", mandatory=True)
+    found = [channel.basic_get(UNROUTED_QUEUE, auto_ack=True)[2] for _ in range(len(SOURCES) + 1)]
+    assert found == [b"kept", b"kept", b"kept", None]
+    for source in SOURCES:
+        channel.exchange_declare(source.exchange, "topic", durable=True)  # a publisher's plain declaration still works
 
 
 def test_a_publisher_may_declare_its_exchange_plainly_before_and_after_us(connection: pika.BlockingConnection) -> None:

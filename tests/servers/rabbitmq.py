@@ -47,6 +47,10 @@ class RabbitMQ(ABC):
         """Run `rabbitmqctl` and return what it printed; CalledProcessError when it fails."""
 
     @abstractmethod
+    def script(self, path: Path, **environment: str) -> str:
+        """Run a shell script that calls the `rabbitmqctl` of its variable RABBITMQCTL; what it printed."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Shut down cleanly."""
 
@@ -119,9 +123,15 @@ class PrivateRabbitMQ(RabbitMQ):
         return self.url + self._vhosts.pop(0)
 
     def ctl(self, *args: str) -> str:
+        return self._run(str(self._bin / "rabbitmqctl"), "--quiet", *args)
+
+    def script(self, path: Path, **environment: str) -> str:
+        return self._run("/bin/sh", str(path), RABBITMQCTL=str(self._bin / "rabbitmqctl"), **environment)
+
+    def _run(self, *command: str, **environment: str) -> str:
         done = subprocess.run(
-            [self._bin / "rabbitmqctl", "--quiet", *args],
-            env=self._environment(),
+            command,
+            env={**self._environment(), **environment},
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -235,6 +245,9 @@ class GivenRabbitMQ(RabbitMQ):
     def ctl(self, *args: str) -> NoReturn:
         self._not_ours()
 
+    def script(self, path: Path, **environment: str) -> NoReturn:
+        self._not_ours()
+
     def stop(self) -> NoReturn:
         self._not_ours()
 
@@ -277,6 +290,6 @@ def find_programs() -> Path:
 
 
 def _our_queues() -> list[str]:
-    sources = [f"customer_{name}_queue" for name in ("order", "pos", "payment", "dead_letter")]
+    sources = [f"customer_{name}_queue" for name in ("order", "pos", "payment", "dead_letter", "unrouted")]
     actors = [name + suffix for name, suffix in product(("dispatcher", "held", *ACTORS), ("", ".DQ", ".XQ"))]
     return sources + actors

@@ -7,6 +7,7 @@ from customer_actors.errors import DataFault
 from customer_actors.storage.append import EVENT
 from tests.model.examples import cancellation, opened, order, payment
 from tests.storage.support import Storage, organization_dump
+from tests.tampering import tamper
 
 ILLEGAL: dict[str, str] = {
     "a second event at one position": "INSERT INTO event ({event}) SELECT {event} FROM event WHERE position = 1",
@@ -50,6 +51,6 @@ def full(storage: Storage) -> Storage:
 @pytest.mark.parametrize("statement", ILLEGAL.values(), ids=ILLEGAL.keys())
 def test_the_database_itself_refuses(full: Storage, statement: str) -> None:
     before = organization_dump(full.database, "org-1")
-    with pytest.raises(DataFault), full.database.transaction():
-        full.database.execute(statement.format(event=", ".join(EVENT.names)))
+    with pytest.raises(DataFault):
+        tamper(full.database, statement.format(event=", ".join(EVENT.names)))
     assert organization_dump(full.database, "org-1") == before

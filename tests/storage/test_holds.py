@@ -9,13 +9,17 @@ import pytest
 from customer_actors.domain import routing
 from customer_actors.domain.events import Event
 from customer_actors.domain.rules import DEFAULT_TIERS, Rules
+from customer_actors.errors import Outage
 from customer_actors.groups.advance import Round
-from customer_actors.groups.failure import FIRST_DELAY_S, MAX_ATTEMPTS, MAX_DELAY_S
+from customer_actors.groups.failure import FIRST_DELAY_S, MAX_ATTEMPTS, MAX_DELAY_S, MAX_UNCHARGED_DELAY_S
 from customer_actors.storage import credit, loyalty, segmentation, stats
 from customer_actors.storage.database import Database
 from customer_actors.storage.holds import next_try_of
 from tests.model.examples import cancellation, opened, order
+from tests.servers import PrivatePostgres
 from tests.storage.support import NOW_US, Dump, Storage, in_organization, organization_dump, stored_state
+from tests.storage.test_outage import end_connections
+from tests.tampering import tamper
 
 MODULES = {routing.STATS: stats, routing.LOYALTY: loyalty, routing.CREDIT: credit}
 SECOND_US = 1_000_000
@@ -208,6 +212,132 @@ def test_delays_double_up_to_five_minutes_and_ten_attempts_park(storage: Storage
     assert rows(storage.database) == before
 
 
+def test_an_outage_during_a_retry_charges_nothing_and_leaves_it_due(
+    postgres_storage: Storage, postgres: PrivatePostgres, break_fold: Break, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = postgres_storage
+    break_fold("loyalty", "bad")
+    storage.settle(*sales("1", "bad"))
+    before, due = rows(storage.database), due_us(storage, "loyalty")
+
+    def fold(*_: Any) -> Any:
+        end_connections(postgres)
+        raise ValueError("fails too, but nothing of it can be written")
+
+    monkeypatch.setattr(loyalty, "fold", fold)
+    with pytest.raises(Outage):
+        retry(storage, "loyalty", due)
+    assert rows(storage.database) == before
+    break_fold("loyalty")
+    assert retry(storage, "loyalty", due).applied == 1
+
+
+# --- mass failure ---------------------------------------------------------------------------------------------------
+
+CROWD = 30
+
+
+def crowd(storage: Storage, extra: str = "") -> list[int]:
+    """The numbers of a crowd of customers, each with one more sale that fails."""
+    names = [f"m{number}" for number in range(CROWD)]
+    storage.receive(*(sale for name in names for sale in sales(f"bad-{name}{extra}", customer_id=name)))
+    return [storage.number(name) for name in names]
+
+
+def fail_everything(monkeypatch: pytest.MonkeyPatch, actor: str) -> None:
+    """A bad deploy."""
+
+    def fold(*_: Any) -> Any:
+        raise ValueError("nobody can be folded")
+
+    if actor == routing.SEGMENTATION:
+        monkeypatch.setattr(segmentation, "segment_of", fold)
+    else:
+        monkeypatch.setattr(MODULES[actor], "fold", fold)
+
+
+@ON_STREAM_ACTORS
+def test_a_mass_failure_holds_without_charging_and_is_tried_again_soon(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, actor: str
+) -> None:
+    numbers = crowd(storage)
+    fail_everything(monkeypatch, actor)
+    stores = storage.stores()
+    stores.of(actor).round(numbers, NOW_US)
+    assert stores.alarm.raised(NOW_US / SECOND_US)
+    assert held(storage) == [(actor, 1, 0, NOW_US)] * CROWD
+    for row in storage.database.query("SELECT next_try_us FROM held_group"):
+        assert 0 < row[0] - NOW_US <= FIRST_DELAY_S * SECOND_US
+
+
+def test_during_a_mass_failure_no_try_is_charged_and_nobody_parked_until_it_ends(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
+) -> None:
+    numbers = crowd(storage)
+    fail_everything(monkeypatch, "loyalty")
+    stores = storage.stores()
+    stores.of("loyalty").round(numbers, NOW_US)
+    now_us = NOW_US
+    for _ in range(2 * MAX_ATTEMPTS):
+        now_us += int(MAX_UNCHARGED_DELAY_S) * SECOND_US
+        assert all(stores.of("loyalty").retry(number, now_us).held for number in numbers)
+    assert held(storage) == [("loyalty", 1, 0, NOW_US)] * CROWD
+
+    break_fold("loyalty", "bad-m29")
+    now_us += int(MAX_UNCHARGED_DELAY_S) * SECOND_US
+    for number in numbers:
+        stores.of("loyalty").retry(number, now_us)
+    assert not stores.alarm.raised(now_us / SECOND_US)
+    assert held(storage) == [("loyalty", 1, 1, NOW_US)]
+
+
+def test_a_hold_charged_before_keeps_its_attempts_through_a_mass_failure(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
+) -> None:
+    break_fold("loyalty", "bad")
+    storage.settle(*sales("bad"))
+    for _ in range(MAX_ATTEMPTS - 2):
+        retry(storage, "loyalty", due_us(storage, "loyalty"))
+    stores, numbers, last = storage.stores(), crowd(storage), due_us(storage, "loyalty")
+    fail_everything(monkeypatch, "loyalty")
+    stores.of("loyalty").round(numbers, last)
+    assert len(stores.of("loyalty").retry(storage.number(), last).held) == 1
+    assert ("loyalty", 1, MAX_ATTEMPTS - 1, NOW_US) in held(storage)
+    assert 0 < due_us(storage, "loyalty") - last <= MAX_DELAY_S * SECOND_US
+
+
+@pytest.mark.parametrize("actor", routing.ACTORS)
+def test_customers_that_failed_among_others_are_parked_though_only_their_retries_are_left(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, actor: str
+) -> None:
+    """A quiet night: over half of what is tried fails, and nothing of it is new. The process may have been restarted."""
+    numbers, stores = crowd(storage), storage.stores()
+    if actor == routing.SEGMENTATION:
+        stores.of(routing.STATS).round(numbers, NOW_US)
+    fail_everything(monkeypatch, actor)
+    for number in numbers:  # each alone, as if many others had been tried
+        storage.stores().of(actor).round([number], NOW_US)
+    assert held(storage) == [(actor, 1, 1, NOW_US)] * CROWD
+    now_us = NOW_US
+    while storage.value("SELECT count(*) FROM held_group WHERE next_try_us IS NOT NULL"):
+        now_us += int(MAX_DELAY_S) * SECOND_US
+        assert all(stores.of(actor).retry(number, now_us).held for number in numbers)
+        assert not stores.alarm.raised(now_us / SECOND_US)
+    assert held(storage) == [(actor, 1, MAX_ATTEMPTS, NOW_US)] * CROWD
+
+
+def test_data_the_database_refuses_from_everybody_is_a_mass_failure(database: Database) -> None:
+    tiers = (DEFAULT_TIERS[0].model_copy(update={"multiplier": Decimal(1000)}),)
+    storage = Storage(database, Rules(points_per_unit=Decimal(1_000_000), tiers=tiers))
+    names = [f"c{number}" for number in range(CROWD)]
+    storage.receive(*(order(name, "9" * 11, customer_id=name) for name in names))
+    stores = storage.stores()
+    done = stores.of("loyalty").round([storage.number(name) for name in names], NOW_US)
+    assert len(done.held) == CROWD
+    assert stores.alarm.raised(NOW_US / SECOND_US)
+    assert {row[2] for row in held(storage)} == {0, 1}
+
+
 def test_retrying_a_customer_that_is_not_held_does_nothing(storage: Storage) -> None:
     storage.receive(*sales("1"))
     before = rows(storage.database)
@@ -219,7 +349,7 @@ def test_retrying_a_customer_that_is_not_held_does_nothing(storage: Storage) -> 
 
 def test_an_event_of_unknown_rules_holds_its_customer_alone(storage: Storage) -> None:
     storage.receive(*sales("1", "2"), *sales("3", customer_id="c2"))
-    storage.database.execute("UPDATE event SET rules = 999 WHERE reference = '2'")
+    tamper(storage.database, "UPDATE event SET rules = 999 WHERE reference = '2'")
     storage.settle()
     assert (position(storage, "loyalty"), position(storage, "loyalty", "c2")) == ((1, 2), (1, None))
     assert [row[0] for row in held(storage)] == ["credit", "loyalty"]
@@ -304,3 +434,14 @@ def test_segmentation_attempts_are_counted_though_statistics_move_on(
         storage.settle(*sales(str(attempt)))
         retry(storage, "segmentation", due_us(storage, "segmentation"))
     assert next_try_of(storage.database, "segmentation", storage.number()) is None
+
+
+def test_segmentation_that_fails_everybody_charges_nobody(
+    storage: Storage, break_segment: Callable[[int | None], None]
+) -> None:
+    numbers = crowd(storage)
+    storage.advance("stats")
+    break_segment(0)
+    stores = storage.stores()
+    stores.of("segmentation").round(numbers, NOW_US)
+    assert held(storage) == [("segmentation", 1, 0, NOW_US)] * CROWD

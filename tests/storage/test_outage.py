@@ -4,10 +4,12 @@ from typing import Any
 
 import psycopg2
 import pytest
+from structlog.testing import capture_logs
 
 from customer_actors.domain.loyalty import fold as loyalty_fold
-from customer_actors.errors import Outage
+from customer_actors.errors import Outage, UsageError
 from customer_actors.storage import loyalty
+from customer_actors.storage.opening import open_database
 from tests.model.examples import order
 from tests.servers import PrivatePostgres
 from tests.storage.support import NOW_US, Storage, dump
@@ -129,3 +131,108 @@ def test_an_outage_during_a_retry_charges_no_attempt(
     with pytest.raises(Outage):
         storage.stores().of("loyalty").retry(storage.number(), NOW_US * 2)
     assert dump(storage.database) == before
+
+
+@pytest.mark.parametrize("how", ["connections", "fast", "kill"])
+def test_a_restart_between_two_messages_costs_neither(
+    postgres_storage: Storage, postgres: PrivatePostgres, how: str
+) -> None:
+    storage = postgres_storage
+    with storage.database.scope():
+        storage.settle(order("1", "10"))
+    if how == "connections":
+        end_connections(postgres)
+    else:
+        postgres.kill() if how == "kill" else postgres.stop("fast")
+        postgres.start()
+    with storage.database.scope():
+        assert storage.settle(order("2", "10")) == ["accepted"]
+    assert open_connections(postgres) == ["idle"]
+
+
+def test_a_restart_between_two_tries_of_a_held_customer_charges_only_what_the_fold_raises(
+    postgres_storage: Storage, postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, tries = postgres_storage, []
+
+    def broken(*facts: Any) -> Any:
+        tries.append(facts)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(loyalty, "fold", broken)
+    storage.settle(order("1", "10"))
+    for number in range(1, 4):
+        end_connections(postgres)
+        with storage.database.scope():
+            assert storage.stores().of("loyalty").retry(storage.number(), NOW_US * (number + 1)).held
+    assert storage.value("SELECT attempts FROM held_group") == len(tries) == 4
+
+
+def test_what_a_message_leaves_open_is_closed_before_the_next_one(
+    postgres_storage: Storage, postgres: PrivatePostgres
+) -> None:
+    database, writes = postgres_storage.database, "INSERT INTO organization (organization_id) VALUES ('left')"
+
+    def leave_open() -> None:
+        database.execute("BEGIN")
+        database.execute(writes)
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError), database.scope():
+        leave_open()
+    with database.scope():
+        assert not database.engine.in_transaction()
+        assert database.query("SELECT count(*) FROM organization") == [(0,)]
+    with database.scope():
+        database.engine.atomic().__enter__()
+        database.execute(writes)
+    with database.scope(), database.transaction():
+        database.execute("SELECT 1")
+    assert database.query("SELECT count(*) FROM organization") == [(0,)]
+    assert open_connections(postgres) == ["idle"]
+
+
+@pytest.mark.parametrize(
+    ("where", "fix"),
+    [
+        ("DATABASE {database}", 'ALTER DATABASE "{database}" SET synchronous_commit = on'),
+        ("ROLE {role}", 'ALTER ROLE "{role}" SET synchronous_commit = on'),
+        ("ROLE {role} IN DATABASE {database}", 'ALTER ROLE "{role}" IN DATABASE "{database}" SET synchronous_commit'),
+    ],
+)
+def test_a_server_that_forgets_commits_is_refused_with_the_statement_that_mends_it(
+    postgres: PrivatePostgres, postgres_url: str, where: str, fix: str
+) -> None:
+    names = {"database": postgres_url.rpartition("/")[2], "role": "careless"}
+    setting = f"ALTER {where.format(**names)} SET synchronous_commit = off"
+    administer(postgres_url, "DROP ROLE IF EXISTS careless", "CREATE ROLE careless LOGIN", setting)
+    opened = open_database(postgres_url.replace("postgres@", "careless@"))
+    with pytest.raises(UsageError, match="synchronous_commit is off") as refused:
+        opened.require_durable()
+    opened.release()
+    assert fix.format(**names) in str(refused.value)
+    mended = str(refused.value).rpartition(": ")[2]
+    administer(postgres_url, mended)
+    opened.require_durable()
+    opened.release()
+
+
+def test_a_server_without_fsync_is_warned_of() -> None:
+    with PrivatePostgres() as server:
+        administer(server.url(), "ALTER SYSTEM SET fsync = off")
+        server.stop()
+        server.start()
+        opened = open_database(server.url())
+        with capture_logs() as logs:
+            opened.require_durable()
+        opened.release()
+    assert [entry["event"].split(":")[0] for entry in logs] == ["fsync is off"]
+
+
+def administer(url: str, *statements: str) -> None:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    connection.close()

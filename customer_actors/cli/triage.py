@@ -1,0 +1,345 @@
+"""`held`: what waits behind an event that failed, and what a person does about it."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from customer_actors.cli.common import (
+    OK,
+    PROBLEMS,
+    json_option,
+    leave,
+    opened,
+    organization_option,
+    print_json,
+    printable,
+    settings_for_command,
+)
+from customer_actors.cli.signing import action_of, dry_run_option, limit_option, now_us, signed
+from customer_actors.cli.summary import print_table
+from customer_actors.domain.envelope import UNSTORABLE
+from customer_actors.domain.events import iso
+from customer_actors.domain.routing import ACTORS
+from customer_actors.errors import RefusedError, UsageError
+from customer_actors.settings import Settings
+from customer_actors.storage import triage
+from customer_actors.storage.actors import Stores
+from customer_actors.storage.database import Database
+from customer_actors.storage.draining import drain
+from customer_actors.storage.operators import Action
+from customer_actors.storage.overdue import forget_answered
+from customer_actors.storage.triage import HeldCustomer, HeldEvent, Wanted
+
+actor_option = click.option("--actor", type=click.Choice(ACTORS), help="Only this actor's.")
+error_option = click.option("--error", metavar="TEXT", help="Only errors with this text in them, written as they are.")
+
+
+_AFTER_A_FIX: Final = "after a fix: customer-actors held release"
+
+
+@click.group()
+def held() -> None:
+    """Customers held at an event that failed for one actor: look, and after a fix let them go on.
+
+    A held customer is tried again by itself, ten times with growing pauses; then it is parked and waits for a person.
+    Everything behind the event waits, in order; nobody else does.
+
+    Example: customer-actors held list
+    """
+
+
+@held.command("list")
+@actor_option
+@error_option
+@click.option("--customers", is_flag=True, help="List every customer, the longest held first.")
+@limit_option
+@json_option
+def held_list(actor: str | None, error: str | None, customers: bool, limit: int, as_json: bool) -> None:
+    """What is held, by error: how many customers, since when, and how many events wait behind them.
+
+    Example: customer-actors held list --actor loyalty --customers
+    """
+    wanted = Wanted(actor, _part(error))
+    with opened(settings_for_command()) as database:
+        holds, errors = triage.held_totals(database, wanted)
+        groups = triage.held_errors(database, wanted, limit)
+        each = triage.held_customers(database, wanted, limit) if customers else []
+    view: dict[str, Any] = {
+        "held": holds,
+        "errors": [
+            {
+                "actor": group.actor,
+                "error": group.error,
+                "customers": group.customers,
+                "parked": group.parked,
+                "since": iso(group.since_us),
+                "events_waiting": group.waiting,
+            }
+            for group in groups
+        ],
+        "more_errors": errors - len(groups),
+    }
+    if customers:
+        view |= {"customers": [_customer_figures(one) for one in each], "more_customers": holds - len(each)}
+    if as_json:
+        print_json(view)
+    else:
+        _print_list(view)
+
+
+def _customer_figures(one: HeldCustomer) -> dict[str, Any]:
+    return {
+        "organization_id": one.organization_id,
+        "customer_id": one.customer_id,
+        "actor": one.actor,
+        "position": one.position,
+        "status": "parked" if one.next_try_us is None else "held",
+        "attempts": one.attempts,
+        "next_try": None if one.next_try_us is None else iso(one.next_try_us),
+        "since": iso(one.since_us),
+        "events_waiting": one.waiting,
+        "error": one.error,
+    }
+
+
+def _print_list(view: dict[str, Any]) -> None:
+    if not view["held"]:
+        click.echo("nothing is held")
+        return
+    names = ("actor", "customers", "parked", "since", "events_waiting", "error")
+    _print_table("Held, by error", names, view["errors"], view["more_errors"])
+    if "customers" in view:
+        each = ("organization_id", "customer_id", "actor", "position", "status", "attempts", "since", "events_waiting")
+        _print_table("Customers", (*each, "error"), view["customers"], view["more_customers"])
+    whom = "held show CUSTOMER" if "customers" in view else "held list --customers"
+    click.echo(f"\nlook: customer-actors {whom}; {_AFTER_A_FIX} --error TEXT --reason TEXT")
+
+
+def _print_table(title: str, names: Sequence[str], rows: Sequence[dict[str, Any]], more: int) -> None:
+    print_table(title, [name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+    if more:
+        click.echo(f"and {more} more: see them with --limit")
+
+
+@held.command("show")
+@click.argument("customer_id", metavar="CUSTOMER")
+@actor_option
+@organization_option
+@json_option
+def held_show(customer_id: str, actor: str | None, organization_id: str, as_json: bool) -> None:
+    """The event a customer is held at, how often it was tried, what waits behind, and the last traceback.
+
+    Example: customer-actors held show C000042 --actor loyalty
+    """
+    with opened(settings_for_command()) as database:
+        number = _number(database, organization_id, customer_id)
+        events = triage.held_events(database, number, actor)
+    if as_json:
+        print_json([_event_figures(event) for event in events])
+    if not events:
+        for_actor = "" if actor is None else f" for {actor}"
+        raise RefusedError(f"customer {printable(customer_id)} is not held{for_actor}")
+    if not as_json:
+        for event in events:
+            _print_event(event)
+
+
+def _event_figures(event: HeldEvent) -> dict[str, Any]:
+    figures = _customer_figures(event.held)
+    told = {"type": event.type, "reference": event.reference, "occurred_at": iso(event.occurred_at_us)}
+    return figures | {"event": told, "traceback": event.traceback}
+
+
+def _print_event(event: HeldEvent) -> None:
+    figures = _event_figures(event)
+    parked = "parked: waits for a person" if figures["next_try"] is None else figures["next_try"]
+    told = figures["event"]
+    lines = {
+        "customer": f"{figures['customer_id']}  organization {figures['organization_id']}",
+        "actor": f"{figures['actor']} at position {figures['position']}",
+        "event": f"{told['type']} {told['reference']}, occurred at {told['occurred_at']}",
+        "attempts": str(figures["attempts"]),
+        "next try": parked,
+        "since": figures["since"],
+        "waiting": f"{figures['events_waiting']} events behind it",
+        "error": figures["error"],
+    }
+    for name, text in lines.items():
+        click.echo(f"{name:<10}{printable(text)}")
+    for line in figures["traceback"].splitlines():
+        click.echo(f"    {printable(line)}")
+    org = shlex.quote(printable(figures["organization_id"]))
+    whose = f"{shlex.quote(printable(figures['customer_id']))} --org {org} --actor {figures['actor']}"
+    click.echo(f"{_AFTER_A_FIX} {whose} --reason TEXT")
+
+
+@held.command("release")
+@click.argument("customer_id", metavar="[CUSTOMER]", required=False)
+@actor_option
+@click.option("--position", type=click.IntRange(1), metavar="P", help="Only if the customer is still held there.")
+@click.option("--all", "everybody", is_flag=True, help="Everybody held (with --actor: for that actor).")
+@error_option
+@organization_option
+@signed
+@dry_run_option
+@json_option
+def held_release(
+    customer_id: str | None,
+    actor: str | None,
+    position: int | None,
+    everybody: bool,
+    error: str | None,
+    organization_id: str,
+    reason: str,
+    operator: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Let held customers go on, after a fix: in order, with everything that arrived meanwhile behind.
+
+    One customer (CUSTOMER --actor A), those with a text in their error, those of an actor, or all. Attempts start anew.
+    With RABBITMQ_URL the workers go on within seconds; without it they are advanced here, and exit 1 tells that some
+    are held again.
+
+    Example: customer-actors held release --error "KeyError: 'gold'" --reason "tier is back in the settings"
+    """
+    settings, by = settings_for_command(), action_of("release", operator, reason)
+    wanted = Wanted(actor, _part(error), position=position)
+    if customer_id is None:
+        if position is not None or not (everybody or error or actor):
+            raise UsageError(
+                "name whom to release: CUSTOMER --actor A [--position P], --error TEXT, --actor A or --all"
+            )
+    elif actor is None or everybody or error is not None:
+        raise UsageError("one customer is released with CUSTOMER --actor A [--position P] and nothing else")
+    with opened(settings) as database:
+        if customer_id is not None:
+            number = _number(database, organization_id, customer_id)
+            wanted, by = wanted._replace(customer=number), by._replace(actor=actor, customer=number)
+            place = triage.place_of(database, str(actor), number)
+            if place.held_position is None or position not in (None, place.held_position):
+                raise RefusedError(f"nothing was released: {_where(customer_id, str(actor), place)}")
+            by = by._replace(position=place.held_position)
+        view = _release(database, settings, wanted, by, dry_run)
+    if as_json:
+        print_json(view)
+    else:
+        _print_released(view)
+    leave(PROBLEMS if view["held_again"] else OK)
+
+
+def _release(database: Database, settings: Settings, wanted: Wanted, by: Action, dry_run: bool) -> dict[str, Any]:
+    """Release, and without workers advance here; returns what was done as figures."""
+    counts = triage.count_wanted(database, wanted)
+    text = "" if wanted.error is None else f"; error with {wanted.error!r}"
+    by = by._replace(detail=", ".join(f"{count} of {actor}" for actor, count in counts.items()) + text)
+    view: dict[str, Any] = {"dry_run": dry_run, "released": 0, "drained": None, "held_again": 0}
+    if dry_run:
+        return view | {"released": sum(counts.values())}
+    stores = Stores(database, settings.rules(), settings.round_events)
+    if settings.rabbitmq_url is None:
+        view["drained"] = 0
+    for actor, customers in triage.release(database, wanted, by, now_us()):
+        view["released"] += len(customers)
+        if settings.rabbitmq_url is None:
+            again = {hold.group for by_actor, hold in drain(stores, actor, customers, now_us) if by_actor == actor}
+            view["held_again"] += len(again)
+            view["drained"] += len(customers) - len(again)
+    if view["drained"]:
+        forget_answered(stores, now_us())
+    return view
+
+
+def _print_released(view: dict[str, Any]) -> None:
+    if view["dry_run"]:
+        click.echo(f"would release {view['released']}; nothing was changed")
+    elif not view["released"]:
+        click.echo("nothing that is held was meant, nothing was changed; `customer-actors held list` has what is held")
+    elif view["drained"] is None:
+        click.echo(f"released {view['released']}; the workers go on within seconds")
+    else:
+        click.echo(f"released {view['released']}: {view['drained']} went on, {view['held_again']} are held again")
+
+
+@held.command("skip")
+@click.argument("customer_id", metavar="CUSTOMER")
+@click.option("--actor", type=click.Choice(ACTORS), required=True, help="The actor that shall step over the event.")
+@click.option("--position", type=click.IntRange(1), required=True, metavar="P", help="Where it is held.")
+@organization_option
+@signed
+@dry_run_option
+@json_option
+def held_skip(
+    customer_id: str,
+    actor: str,
+    position: int,
+    organization_id: str,
+    reason: str,
+    operator: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Let one actor step over the event it is held at, for good. What the event did for others stays.
+
+    The skip is part of the customer's history, with name and reason; a cancellation of a skipped sale does nothing. If
+    the actor is not held at that position any more, nothing changes (exit 1).
+
+    Example: customer-actors held skip C000042 --actor loyalty --position 17 --reason "a test order"
+    """
+    settings, by = settings_for_command(), action_of("skip", operator, reason)
+    with opened(settings) as database:
+        number = _number(database, organization_id, customer_id)
+        if dry_run:
+            place = triage.place_of(database, actor, number)
+            other: triage.Place | None = None if place.held_position == position else place
+        else:
+            other = triage.skip(database, actor, number, position, by, now_us())
+        if other is not None:
+            raise RefusedError(f"nothing was skipped: {_where(customer_id, actor, other)}")
+        view = {"dry_run": dry_run, "skipped": position} | _after_skip(database, settings, actor, number, dry_run)
+    if as_json:
+        print_json(view)
+    else:
+        did, now = ("would skip", "nothing was changed") if dry_run else ("skipped", _went(view))
+        click.echo(f"{did} position {position} of {printable(customer_id)} for {actor}; {now}")
+
+
+def _after_skip(database: Database, settings: Settings, actor: str, number: int, dry_run: bool) -> dict[str, Any]:
+    """Advance the customer here, also where workers are: then the answer tells how far it came."""
+    if not dry_run:
+        stores = Stores(database, settings.rules(), settings.round_events)
+        drain(stores, actor, [number], now_us)
+        if settings.rabbitmq_url is None:
+            forget_answered(stores, now_us())
+    return triage.place_of(database, actor, number)._asdict()
+
+
+def _went(view: dict[str, Any]) -> str:
+    if view["held_position"] is not None:
+        return f"now held at position {view['held_position']}"
+    return f"it stands at position {view['position']} now"
+
+
+def _number(database: Database, organization_id: str, customer_id: str) -> int:
+    ids = organization_id + customer_id
+    number = None if UNSTORABLE.search(ids) else triage.number_of_customer(database, organization_id, customer_id)
+    if number is None:
+        names = f"customer {printable(customer_id)} in organization {printable(organization_id)}"
+        raise RefusedError(f"there is no {names}; another organization is named with --org")
+    return number
+
+
+def _where(customer_id: str, actor: str, place: triage.Place) -> str:
+    held_at = "not held" if place.held_position is None else f"held at position {place.held_position}"
+    return f"{actor} stands at position {place.position} of {printable(customer_id)} and is {held_at}"
+
+
+def _part(error: str | None) -> str | None:
+    if error is not None and (not error or UNSTORABLE.search(error)):
+        raise UsageError("--error must be a part of an error's text, such as KeyError")
+    return error
+
+
+VERBS = (held,)

@@ -1,0 +1,273 @@
+"""Held customers as a person deals with them: what is held and why, release, skip.
+
+Whoever changes something locks the state row first, waiting for a worker that has it; afterwards the caller has to look
+again, as everybody who locks a state row does (docs/design.md 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from customer_actors.domain.routing import ACTORS, BIT, SEGMENTATION, STATS, WAKES
+from customer_actors.errors import RefusedError
+from customer_actors.storage.bells import add_bell
+from customer_actors.storage.database import Columns, Database, Row, columns
+from customer_actors.storage.operators import Action, record
+from customer_actors.storage.views import STATES
+
+CHUNK: Final = 200
+"""Customers released in one transaction."""
+
+
+class Wanted(NamedTuple):
+    """Which holds are meant; None: any."""
+
+    actor: str | None = None
+    error: str | None = None
+    """A part of the error's text, upper and lower case as written."""
+    customer: int | None = None
+    position: int | None = None
+
+
+class HeldError(NamedTuple):
+    """Everybody one actor holds for the same error."""
+
+    actor: str
+    error: str
+    customers: int
+    parked: int
+    """Of them; their attempts are used up."""
+    since_us: int
+    waiting: int
+    """Events behind those that failed."""
+
+
+class HeldCustomer(NamedTuple):
+    """One customer held for one actor."""
+
+    organization_id: str
+    customer_id: str
+    actor: str
+    position: int
+    attempts: int
+    next_try_us: int | None
+    """None: parked."""
+    since_us: int
+    waiting: int
+    error: str
+
+
+class HeldEvent(NamedTuple):
+    """The event that failed, with the whole traceback that was kept."""
+
+    held: HeldCustomer
+    type: str
+    reference: str
+    occurred_at_us: int
+    traceback: str
+
+
+class Place(NamedTuple):
+    """Where one actor stands in a customer's stream."""
+
+    position: int
+    held_position: int | None
+
+
+# --- looking -----------------------------------------------------------------------------------------------------
+
+
+def _held(actor: str) -> str:
+    """Everybody this actor holds. The flag decides: details may be left of a hold that is gone."""
+    events = "FROM event e WHERE e.customer = h.customer AND e.position > h.position"
+    if actor == SEGMENTATION:  # it follows the statistics
+        events += " AND e.position <= (SELECT f.position FROM stats_state f WHERE f.customer = h.customer)"
+    bit = BIT[STATS if actor == SEGMENTATION else actor]
+    return (
+        "SELECT h.actor, h.customer, h.position, h.attempts, h.next_try_us, h.since_us, h.error, h.traceback, "
+        f"(SELECT count(*) {events} AND (e.concerns & {bit}) <> 0) AS waiting "
+        f"FROM held_group h JOIN {STATES[actor].table} s ON s.customer = h.customer AND s.held_position = h.position "
+        f"WHERE h.actor = '{actor}'"
+    )
+
+
+_HELD: Final = {actor: _held(actor) for actor in ACTORS}
+_CUSTOMER: Final = (
+    "c.organization_id, c.customer_id, h.actor, h.position, h.attempts, h.next_try_us, h.since_us, h.waiting, h.error"
+)
+
+
+def _from(wanted: Wanted, also: str = "") -> tuple[str, list[Any]]:
+    """The holds that are wanted, as `h` with their customer `c` (and what is joined `also`), and the parameters."""
+    holds = " UNION ALL ".join(_HELD[actor] for actor in ([wanted.actor] if wanted.actor else ACTORS))
+    conditions, parameters = _conditions(wanted)
+    return f"FROM ({holds}) h JOIN customer c ON c.id = h.customer {also} WHERE {conditions}", parameters
+
+
+def _conditions(wanted: Wanted) -> tuple[str, list[Any]]:
+    # replace() tells whether a text is part of another the same way in both databases; LIKE does not.
+    conditions: dict[str, Any] = {
+        "h.actor = ?": wanted.actor,
+        "replace(h.error, ?, '') <> h.error": wanted.error,
+        "h.customer = ?": wanted.customer,
+        "h.position = ?": wanted.position,
+    }
+    given = {text: value for text, value in conditions.items() if value is not None}
+    return " AND ".join(given) or "1 = 1", [*given.values()]
+
+
+def held_errors(database: Database, wanted: Wanted, limit: int) -> list[HeldError]:
+    """The holds by actor and error, those with most customers first."""
+    holds, parameters = _from(wanted)
+    sql = (
+        "SELECT h.actor, h.error, count(*) AS customers, "
+        "CAST(sum(CASE WHEN h.next_try_us IS NULL THEN 1 ELSE 0 END) AS bigint), min(h.since_us), "
+        f"CAST(sum(h.waiting) AS bigint) {holds} GROUP BY h.actor, h.error ORDER BY customers DESC, 1, 2 LIMIT ?"
+    )
+    return [HeldError(*row) for row in database.query(sql, (*parameters, limit))]
+
+
+def held_customers(database: Database, wanted: Wanted, limit: int) -> list[HeldCustomer]:
+    """The customers held, the longest first."""
+    holds, parameters = _from(wanted)
+    sql = f"SELECT {_CUSTOMER} {holds} ORDER BY h.since_us, c.organization_id, c.customer_id, h.actor LIMIT ?"
+    return [HeldCustomer(*row) for row in database.query(sql, (*parameters, limit))]
+
+
+def held_totals(database: Database, wanted: Wanted) -> tuple[int, int]:
+    """How many holds there are, and how many different pairs of actor and error."""
+    holds, parameters = _from(wanted)
+    each = f"SELECT count(*) AS n {holds} GROUP BY h.actor, h.error"
+    sql = f"SELECT CAST(COALESCE(sum(g.n), 0) AS bigint), count(*) FROM ({each}) g"
+    customers, errors = database.query(sql, parameters)[0]
+    return customers, errors
+
+
+def held_events(database: Database, customer: int, actor: str | None = None) -> list[HeldEvent]:
+    """What this customer is held at, by actor."""
+    event = "JOIN event e ON e.customer = h.customer AND e.position = h.position"
+    holds, parameters = _from(Wanted(actor, customer=customer), event)
+    sql = f"SELECT {_CUSTOMER}, e.type, e.reference, e.occurred_at_us, h.traceback {holds} ORDER BY h.actor"
+    width = len(HeldCustomer._fields)
+    return [HeldEvent(HeldCustomer(*row[:width]), *row[width:]) for row in database.query(sql, parameters)]
+
+
+def number_of_customer(database: Database, organization_id: str, customer_id: str) -> int | None:
+    """The customer's internal number; None when nobody has heard of it."""
+    sql = "SELECT id FROM customer WHERE organization_id = ? AND customer_id = ?"
+    rows = database.query(sql, (organization_id, customer_id))
+    return rows[0][0] if rows else None
+
+
+def place_of(database: Database, actor: str, customer: int) -> Place:
+    """Where an actor stands, read without a lock. Raises RefusedError when its state row is gone."""
+    sql = f"SELECT position, held_position FROM {STATES[actor].table} WHERE customer = ?"
+    return _place(actor, database.query(sql, (customer,)))
+
+
+def _place(actor: str, rows: Sequence[Row]) -> Place:
+    if not rows:
+        raise RefusedError(
+            f"the customer has no state row of {actor}; `customer-actors rebuild {actor} --customer CUSTOMER --org ORG "
+            "--reason TEXT` makes it again"
+        )
+    return Place(*rows[0])
+
+
+# --- acting ------------------------------------------------------------------------------------------------------
+
+
+def skip(database: Database, actor: str, customer: int, position: int, by: Action, now_us: int) -> Place | None:
+    """Step over the event an actor is held at, in one transaction with the record of it.
+
+    Returns None when done: the caller advances the customer, for what waited behind. When the actor is not held at that
+    position nothing changes, and its place is returned.
+    """
+    with database.transaction():
+        place = _place(actor, [row[1:] for row in database.lock(_flags(actor), [(customer,)], "t.customer")])
+        if place.held_position != position:
+            return place
+        database.update(_flags(actor), [(customer, position, None)])
+        _forget(database, actor, [customer], now_us)
+        record(database, by._replace(actor=actor, customer=customer, position=position), now_us)
+    return None
+
+
+def count_wanted(database: Database, wanted: Wanted) -> dict[str, int]:
+    """Actor -> how many customers a release would concern."""
+    if _is_one(wanted):
+        return {str(wanted.actor): 1} if _next_chunk(database, wanted, 0) else {}
+    conditions, parameters = _conditions(wanted)
+    sql = f"SELECT h.actor, count(*) FROM held_group h WHERE {conditions} GROUP BY h.actor ORDER BY h.actor"
+    return dict(database.query(sql, parameters))
+
+
+def release(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iterator[tuple[str, list[int]]]:
+    """Clear holds, in transactions of `CHUNK` customers of one actor; attempts start anew.
+
+    Yields (actor, customers) after each commit: the caller advances them, or leaves that to the bell row. The action is
+    recorded once, with the first customers.
+    """
+    unrecorded: Action | None = by
+    for actor in ACTORS if wanted.actor is None else [wanted.actor]:
+        after = 0
+        while chunk := _next_chunk(database, wanted._replace(actor=actor), after):
+            after = chunk[-1][0]
+            freed = _release_chunk(database, actor, chunk, unrecorded, now_us)
+            if freed:
+                unrecorded = None
+                yield actor, freed
+
+
+def _next_chunk(database: Database, wanted: Wanted, after: int) -> list[tuple[int, int]]:
+    """(customer, position) of the next holds in number order.
+
+    One customer is asked for by its flag: details that were lost must not keep it held for ever.
+    """
+    if _is_one(wanted):
+        sql = (
+            f"SELECT customer, held_position FROM {STATES[str(wanted.actor)].table} WHERE customer = ? AND customer > ?"
+        )
+        rows = database.query(sql, (wanted.customer, after))
+        return [(row[0], row[1]) for row in rows if row[1] is not None and wanted.position in (None, row[1])]
+    conditions, parameters = _conditions(wanted)
+    sql = (
+        f"SELECT h.customer, h.position FROM held_group h WHERE {conditions} AND h.customer > ? "
+        "ORDER BY h.customer LIMIT ?"
+    )
+    return [(row[0], row[1]) for row in database.query(sql, (*parameters, after, CHUNK))]
+
+
+def _is_one(wanted: Wanted) -> bool:
+    """Whether one customer is meant for one actor, whatever the error."""
+    return wanted.customer is not None and wanted.actor is not None and wanted.error is None
+
+
+def _release_chunk(
+    database: Database, actor: str, chunk: Sequence[tuple[int, int]], by: Action | None, now_us: int
+) -> list[int]:
+    """Those released: still held where they were seen, which only the locked row can tell."""
+    seen = dict(chunk)
+    with database.transaction():
+        rows = database.lock(_flags(actor), [(customer,) for customer in seen], "t.customer")
+        freed = [customer for customer, _, held_position in rows if held_position == seen[customer]]
+        database.update(columns(STATES[actor].table, "customer bigint", "held_position bigint"), _lifted(freed))
+        _forget(database, actor, freed, now_us)
+        if freed and by is not None:
+            record(database, by, now_us)
+    return freed
+
+
+def _lifted(customers: Sequence[int]) -> list[tuple[int, None]]:
+    return [(customer, None) for customer in customers]
+
+
+def _flags(actor: str) -> Columns:
+    return columns(STATES[actor].table, "customer bigint", "position bigint, held_position bigint")
+
+
+def _forget(database: Database, actor: str, customers: Sequence[int], now_us: int) -> None:
+    """Remove the details of holds and leave a bell, for the one that told of what waits was let go meanwhile."""
+    keys = columns("held_group", "actor text, customer bigint")
+    database.delete(keys, [(actor, customer) for customer in customers])
+    if customers:
+        add_bell(database, {WAKES[actor]: sorted(customers)}, now_us)

@@ -1,0 +1,157 @@
+"""No customer id, order id, amount or password reaches a log, a message between actors or a report [G23].
+
+Everything that fails does so here, at the log level that tells most: a message that cannot be read, one that the
+database refuses, a fold that raises, and a database that goes away. Every message between actors is seen by RabbitMQ's
+own tracing.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+from click.testing import CliRunner
+from pika.adapters.blocking_connection import BlockingChannel
+
+from customer_actors.cli import main
+from customer_actors.ingest.publish import publish
+from customer_actors.storage.database import Database
+from customer_actors.storage.opening import open_database
+from customer_actors.storage.schema import migrate
+from tests.e2e.processes import INGEST, WORKERS, running, wait_until
+from tests.servers import PrivatePostgres, RabbitMQ
+from tests.tampering import tamper
+
+CUSTOMER: Final = "canary-customer-5d1c"
+ORGANIZATION: Final = "canary-organization-77aa"
+ORDER: Final = "canary-order-91be"
+AMOUNT: Final = "7654321.98"
+HUGE: Final = "907199254740.91"
+PASSWORD: Final = "canary-password-c0de"
+CANARIES: Final = ("canary", AMOUNT, AMOUNT.replace(".", ""), HUGE, HUGE.replace(".", ""))
+TRACE: Final = "trace_of_everything"
+
+
+def message(number: int, customer: str = CUSTOMER, amount: str = AMOUNT) -> tuple[str, bytes]:
+    data = {"order_id": f"{ORDER}-{number}", "customer_id": customer, "total_amount": amount}
+    return "order.completed", json.dumps({"organization_id": ORGANIZATION, "data": data}).encode()
+
+
+BAD: Final = (
+    ("order.completed", f'{{"data": {{"customer_id": "{CUSTOMER}", "total_amount": {AMOUNT}, '.encode()),
+    (
+        "order.completed",
+        json.dumps({"data": {"customer_id": CUSTOMER, "order_id": ORDER, "total_amount": "x"}}).encode(),
+    ),
+    ("payment.received", json.dumps({"data": {"customer_id": CUSTOMER, "amount": f"-{AMOUNT}"}}).encode()),
+)
+
+
+def leaks(text: str) -> list[str]:
+    """The lines with a canary in them."""
+    return [line for line in text.splitlines() if any(canary in line for canary in CANARIES)]
+
+
+@pytest.fixture
+def traced(rabbitmq: RabbitMQ, rabbitmq_url: str) -> Iterator[BlockingChannel]:
+    """A channel of a virtual host whose every message is copied to a queue."""
+    vhost = urlsplit(rabbitmq_url).path[1:]
+    rabbitmq.ctl("trace_on", "--vhost", vhost)
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(TRACE)
+        channel.queue_bind(TRACE, "amq.rabbitmq.trace", "publish.#")
+        yield channel
+    rabbitmq.ctl("trace_off", "--vhost", vhost)
+
+
+@pytest.fixture
+def broker_url(rabbitmq: RabbitMQ, rabbitmq_url: str) -> Iterator[str]:
+    """As a user whose password is a canary."""
+    parts = urlsplit(rabbitmq_url)
+    rabbitmq.ctl("add_user", "bird", PASSWORD)
+    rabbitmq.ctl("set_permissions", "--vhost", parts.path[1:], "bird", ".*", ".*", ".*")
+    yield parts._replace(netloc=f"bird:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    rabbitmq.ctl("delete_user", "bird")
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    opened = open_database(postgres_url)
+    migrate(opened)
+    yield opened
+    opened.release()
+
+
+def between_actors(channel: BlockingChannel) -> tuple[list[str], int]:
+    """What was published into the default exchange, with its headers, and how many other messages were."""
+    internal, others = [], 0
+    while (got := channel.basic_get(TRACE, auto_ack=True))[0] is not None:
+        assert got[1] is not None
+        if (got[1].headers or {}).get("exchange_name"):
+            others += 1
+        else:
+            internal.append(f"{got[1].headers!r} {(got[2] or b'')!r}")
+    return internal, others
+
+
+def held(database: Database) -> set[str]:
+    """The actors that hold somebody."""
+    return {row[0] for row in database.query("SELECT actor FROM held_group")}
+
+
+def test_no_canary_is_seen_outside_the_database(
+    postgres: PrivatePostgres,
+    database: Database,
+    postgres_url: str,
+    traced: BlockingChannel,
+    broker_url: str,
+    tmp_path: Path,
+) -> None:
+    env = {
+        "DATABASE_URL": postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"),
+        "RABBITMQ_URL": broker_url,
+        "CUSTOMER_ACTORS_LOG_LEVEL": "DEBUG",
+        "CUSTOMER_ACTORS_SWEEP_SECONDS": "1",
+    }
+    with running(tmp_path, env, ingest=INGEST) as processes:
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
+        publish(
+            broker_url, [*(message(n) for n in range(3)), *BAD, *(message(n, f"{CUSTOMER}-2", HUGE) for n in (7, 8))]
+        )
+        wait_until(lambda: database.query("SELECT count(*) FROM event") == [(5,)], 60)
+        wait_until(lambda: database.query("SELECT count(*) FROM quarantine") == [(len(BAD),)], 60)
+        # A fold that raises, for one customer; and for the other a sum that the database refuses.
+        tamper(database, "UPDATE event SET rules = 99 WHERE position = 2 AND reference LIKE ?", f"{ORDER}%")
+        tamper(database, "UPDATE event SET amount_minor = 9223372036854775807 WHERE reference = ?", f"{ORDER}-7")
+        with running(tmp_path, env, workers=WORKERS) as workers:
+            wait_until(lambda: {"loyalty", "stats"} <= held(database), 60)
+            database.release()
+            postgres.stop()
+            wait_until(lambda: "OperationalError" in workers["workers"].logged(), 60)
+            publish(broker_url, [message(9)])
+            wait_until(lambda: '"outage"' in processes["ingest"].logged(), 60)
+            postgres.start()
+            wait_until(lambda: database.query("SELECT count(*) FROM event") == [(6,)], 60)
+            reports = [
+                CliRunner().invoke(main, [*verb, *flag], env=env).output
+                for verb in (["status"], ["doctor"], ["health", "ready"], ["health", "live"])
+                for flag in ([], ["--json"])
+            ]
+            logs = processes["ingest"].logged() + workers["workers"].logged()
+            assert workers["workers"].terminate() in (0, 3)
+
+    assert leaks(logs) == []
+    assert leaks("\n".join(reports)) == []
+    internal, events = between_actors(traced)
+    assert leaks("\n".join(internal)) == []
+    # What was looked at is what was meant to be looked at.
+    assert len(logs.splitlines()) > 20
+    assert events >= 9
+    assert any("dispatcher" in each for each in internal)
+    assert any("traceback" in each for each in internal), "retried messages carry a traceback"
+    assert database.query("SELECT customer_id FROM customer ORDER BY 1") == [(CUSTOMER,), (f"{CUSTOMER}-2",)]
+    assert leaks(f"a line\nwith {CUSTOMER}\n") == [f"with {CUSTOMER}"]

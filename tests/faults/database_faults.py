@@ -1,0 +1,148 @@
+"""Faults of the database and of the way to it."""
+
+import random
+from contextlib import closing
+from typing import Final
+
+import psycopg2
+
+from tests.faults.faults import fault
+from tests.faults.proxy import Proxy
+from tests.faults.sabotage import sabotage
+from tests.faults.stage import SERVICE, Stage
+
+_LONG_S: Final = 24
+"""Longer than the service waits for a lock (20 s)."""
+
+
+@fault("database: fast restart", "restarts")
+def fast_restart(stage: Stage, rng: random.Random) -> int:
+    times = 3
+    for _ in range(times):
+        stage.more(rng.randrange(20, 150))
+        stage.postgres.stop("fast")
+        stage.postgres.start()
+    return times
+
+
+@fault("database: immediate restart", "restarts", short=True)
+def immediate_restart(stage: Stage, rng: random.Random) -> int:
+    times = 3
+    for _ in range(times):
+        stage.more(rng.randrange(20, 150))
+        stage.postgres.stop("immediate")
+        stage.postgres.start()
+    return times
+
+
+@fault("database: kill -9", "kills")
+def kill(stage: Stage, rng: random.Random) -> int:
+    times = 2
+    for _ in range(times):
+        stage.more(rng.randrange(20, 150))
+        stage.postgres.kill()
+        stage.postgres.start()
+    return times
+
+
+@fault("database: down for a while", "outages")
+def down(stage: Stage, rng: random.Random) -> int:
+    stage.more(rng.randrange(20, 150))
+    stage.postgres.stop("fast")
+    stage.pause(10)
+    stage.postgres.start()
+    return 1
+
+
+def _behind_proxy(stage: Stage) -> None:
+    stage.proxy = stage.cleanup.enter_context(Proxy(stage.postgres.port))
+    stage.database_port = stage.proxy.port
+
+
+def _proxy(stage: Stage) -> Proxy:
+    assert stage.proxy is not None
+    return stage.proxy
+
+
+@fault("database: reply to COMMIT lost", "replies", short=True, prepare=_behind_proxy)
+def lost_reply(stage: Stage, rng: random.Random) -> int:
+    """Committed, but nobody was told: doing it again must not do it twice."""
+    proxy = _proxy(stage)
+    for _ in range(6):
+        stage.more(rng.randrange(10, 100))
+        proxy.lose_replies(rng.randrange(1, 4))
+    proxy.lose_replies(0)
+    return proxy.lost_replies
+
+
+@fault("database: black hole", "times", prepare=_behind_proxy)
+def black_hole(stage: Stage, rng: random.Random) -> int:
+    """Connections stay open and nothing moves, until the way is mended and breaks them off."""
+    stage.more(rng.randrange(20, 150))
+    _proxy(stage).swallow()
+    stage.pause(8)
+    _proxy(stage).release()
+    return 1
+
+
+@fault("database: connection limit reached", "times")
+def connection_limit(stage: Stage, rng: random.Random) -> int:
+    times = 2
+    for _ in range(times):
+        stage.more(rng.randrange(20, 150))
+        stage.sql(f"ALTER ROLE {SERVICE} CONNECTION LIMIT 2")
+        stage.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (SERVICE,))
+        try:
+            stage.pause(4)
+        finally:
+            stage.sql(f"ALTER ROLE {SERVICE} CONNECTION LIMIT -1")
+    return times
+
+
+@fault("database: disk full (53100)", "statements", short=True)
+def disk_full(stage: Stage, rng: random.Random) -> int:
+    stage.more(rng.randrange(20, 150))
+    with sabotage(stage, "disk_full", rng) as hits:
+        stage.pause(5)
+        return hits()
+
+
+@fault("database: deadlocks (40P01)", "statements")
+def deadlocks(stage: Stage, rng: random.Random) -> int:
+    with sabotage(stage, "deadlock_detected", rng, per_mille=150) as hits:
+        stage.more(800)
+        return hits()
+
+
+@fault("database: serialization failures (40001)", "statements")
+def serialization_failures(stage: Stage, rng: random.Random) -> int:
+    with sabotage(stage, "serialization_failure", rng, per_mille=150) as hits:
+        stage.more(800)
+        return hits()
+
+
+@fault("database: row locks held by somebody else", "times")
+def row_locks(stage: Stage, rng: random.Random) -> int:
+    """The busiest customers are locked, longer than the service waits for a lock; ingest needs these rows too."""
+    stage.more(rng.randrange(20, 150))
+    with closing(stage.connect()) as other, other.cursor() as cursor:
+        cursor.execute("SELECT id FROM customer ORDER BY head DESC LIMIT 3 FOR UPDATE")
+        busiest = tuple(row[0] for row in cursor.fetchall())
+        cursor.execute("SELECT customer FROM loyalty_state WHERE customer IN %s FOR UPDATE", (busiest,))
+        stage.pause(_LONG_S)
+        other.rollback()
+    return 1
+
+
+@fault("database: a snapshot open all the time", "snapshots")
+def open_snapshot(stage: Stage, rng: random.Random) -> int:
+    with closing(stage.connect()) as other:
+        other.set_session(isolation_level=psycopg2.extensions.ISOLATION_LEVEL_REPEATABLE_READ)
+        with other.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM event")
+            (before,) = cursor.fetchall()
+            stage.more(1_000)
+            cursor.execute("SELECT count(*) FROM event")
+            assert cursor.fetchall() == [before]
+        other.rollback()
+    return 1

@@ -1,0 +1,58 @@
+"""The list of faults: a name, what is injected, and what the stage needs for it."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.faults.stage import Stage
+
+Inject = Callable[[Stage, random.Random], int]
+"""Injects the fault while traffic flows, and ends it; returns how many times it did."""
+
+
+def nothing(_: Stage) -> None:
+    """No preparation."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of the list in docs/guarantees.md."""
+
+    name: str
+    inject: Inject
+    unit: str
+    """What is counted."""
+    short: bool = False
+    """Part of `make test`."""
+    prepare: Callable[[Stage], None] = nothing
+    """Called before the processes start."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    events: int = 1_500
+    shuffled: bool = False
+    """The lines are sent in no order, and a fifth of them twice."""
+    dead_letters: int = 0
+    """How many messages must end as dead letters: those that nobody can decode, and no other."""
+
+
+FAULTS: Final[list[Fault]] = []
+
+
+def fault(
+    name: str,
+    unit: str,
+    *,
+    short: bool = False,
+    prepare: Callable[[Stage], None] = nothing,
+    env: Mapping[str, str] | None = None,
+    events: int = 1_500,
+    shuffled: bool = False,
+    dead_letters: int = 0,
+) -> Callable[[Inject], Inject]:
+    """Put a function on the list."""
+
+    def listed(inject: Inject) -> Inject:
+        FAULTS.append(Fault(name, inject, unit, short, prepare, env or {}, events, shuffled, dead_letters))
+        return inject
+
+    return listed

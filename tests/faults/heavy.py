@@ -1,0 +1,200 @@
+"""What the heavy runs need: their size, a flood of one customer, a steady load beside it, memory, a stalled server."""
+
+import json
+import os
+import select
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pika
+from pika.spec import BasicProperties
+
+from customer_actors.domain.events import EventType
+from customer_actors.ingest.publish import exchange_for, publish
+from tests.faults.stage import Stage
+from tests.servers.process import alive, descendants
+
+SHARE: Final = float(os.environ.get("HEAVY") or 1)
+"""Of the full size; a fraction while the runs themselves are worked on."""
+HOT: Final = "HOT"
+HOT_AMOUNT_MINOR: Final = 1_000
+OTHERS: Final = 1_000
+PER_S: Final = 50
+"""The others' sales per second."""
+LIMIT_MB: Final = 200
+"""Of each process [G12]."""
+_WARM_UP: Final = 2 * PER_S
+"""First sales of a measurement, sent and not counted."""
+_PATIENCE_S: Final = 120.0
+
+_NOTIFY: Final = """
+    CREATE FUNCTION tell_points() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_notify('points', reference) FROM event WHERE (customer, position) = (NEW.customer, NEW.position);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER tell_points AFTER INSERT ON loyalty_entry FOR EACH ROW
+        WHEN (NEW.customer <> {hot}) EXECUTE FUNCTION tell_points()
+"""
+"""PostgreSQL delivers a notification right after its transaction has committed."""
+
+
+def sized(full: int) -> int:
+    """A number of the full size, as large as this run shall be."""
+    return int(full * SHARE)
+
+
+# --- the flood -------------------------------------------------------------------------------------------------------
+
+
+def flood(url: str, events: int) -> float:
+    """Publish so many sales at the till, all of one customer; returns how many were confirmed per second."""
+    began_s = time.monotonic()
+    report = publish(url, ((EventType.POS_COMPLETED, _till_sale(number)) for number in range(events)), window=2_000)
+    assert report.confirmed == events, report
+    return events / (time.monotonic() - began_s)
+
+
+def _till_sale(number: int) -> bytes:
+    data = {"transaction_id": f"T-{number}", "customer_id": HOT, "totals": {"total_amount": HOT_AMOUNT_MINOR / 100}}
+    return json.dumps({"event": EventType.POS_COMPLETED, "timestamp": "2025-06-01T10:00:00Z", "data": data}).encode()
+
+
+# --- the others ------------------------------------------------------------------------------------------------------
+
+
+class Latency(NamedTuple):
+    """From publishing to committed points, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+    missing: int
+    """Sales without points when patience ended."""
+
+
+def install_notice(stage: Stage, hot: int) -> None:
+    """Have the database tell when points of anybody but this customer are committed, and log no order any more: that
+    would be a row more for every event of the flood."""
+    stage.sql("DROP FUNCTION log_step CASCADE")
+    stage.sql("DROP FUNCTION log_ledger CASCADE")
+    stage.sql(_NOTIFY.format(hot=hot))
+
+
+class Steady(threading.Thread):
+    """Sends the others' sales at their pace and learns when the points of each were committed."""
+
+    def __init__(self, stage: Stage, name: str, seconds: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._sales = _WARM_UP + int(seconds * PER_S)
+        self._url = stage.rabbitmq_url
+        self._listening = stage.connect()
+        self._sent: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
+
+    def run(self) -> None:
+        listener = threading.Thread(target=self._listen, daemon=True)
+        listener.start()
+        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        channel = connection.channel()
+        channel.confirm_delivery()
+        exchange, began_s = exchange_for(EventType.ORDER_COMPLETED), time.monotonic()
+        for number in range(self._sales):
+            time.sleep(max(0.0, began_s + number / PER_S - time.monotonic()))
+            reference, body = self._sale(number)
+            self._sent[reference] = time.monotonic()
+            channel.basic_publish(exchange, EventType.ORDER_COMPLETED, body, BasicProperties(delivery_mode=2))
+        connection.close()
+        listener.join()
+        self._listening.close()
+
+    def _sale(self, number: int) -> tuple[str, bytes]:
+        reference = f"{self.name}-{number:06d}"
+        data = {"order_id": reference, "customer_id": f"C{number % OTHERS:06d}", "total_amount": 19.9}
+        stamp = datetime.now(UTC).isoformat()
+        return reference, json.dumps({"event": EventType.ORDER_COMPLETED, "timestamp": stamp, "data": data}).encode()
+
+    def _listen(self) -> None:
+        connection: Any = self._listening
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN points")
+        deadline = time.monotonic() + self._sales / PER_S + _PATIENCE_S
+        while len(self._seen) < self._sales and time.monotonic() < deadline:
+            select.select([connection], [], [], 0.1)
+            connection.poll()
+            now_s = time.monotonic()
+            self._seen.update((notice.payload, now_s) for notice in connection.notifies)
+            connection.notifies.clear()
+
+    def latency(self) -> Latency:
+        """What was measured; call it after `join`."""
+        counted = list(self._sent)[_WARM_UP:]
+        took = [(self._seen[each] - self._sent[each]) * 1_000 for each in counted if each in self._seen]
+        cuts = statistics.quantiles(took, n=100, method="inclusive")
+        return Latency(cuts[49], cuts[98], self._sales - len(self._seen))
+
+
+def measured(stage: Stage, name: str, seconds: float) -> Latency:
+    """The others' latency over so many seconds."""
+    steady = Steady(stage, name, seconds)
+    steady.start()
+    stage.until(lambda: not steady.is_alive(), 2 * seconds + _PATIENCE_S)
+    return steady.latency()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Memory(threading.Thread):
+    """Watches the most memory that each process of the stage has ever had resident, those that end included."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(name="memory", daemon=True)
+        self._stage = stage
+        self._over = threading.Event()
+        self.peaks_mb: dict[str, float] = {}
+        """Process -> megabytes."""
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            for name, child in list(self._stage.processes.items()):
+                for pid in (child.pid, *descendants(child.pid)):
+                    if alive(pid):
+                        peak_mb = _peak_mb(pid)
+                        self.peaks_mb[f"{name} {pid}"] = max(peak_mb, self.peaks_mb.get(f"{name} {pid}", 0.0))
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def _peak_mb(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it ended just now
+        return 0.0
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+# --- the database ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stalled_database(stage: Stage) -> Iterator[Sequence[int]]:
+    """No process of the server does anything while inside; connections stay open and nothing is answered."""
+    family = [stage.postgres.pid, *descendants(stage.postgres.pid)]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield family
+    finally:
+        for pid in family:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)

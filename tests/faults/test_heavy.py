@@ -1,0 +1,116 @@
+"""The heavy runs of docs/guarantees.md, for `make faults` only; HEAVY=0.05 runs them at a twentieth of their size."""
+
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Final
+
+import pytest
+
+from customer_actors.settings import load_settings
+from customer_actors.storage.opening import open_database
+from tests.faults.check import wrong_states
+from tests.faults.heavy import (
+    HOT,
+    HOT_AMOUNT_MINOR,
+    LIMIT_MB,
+    SHARE,
+    Memory,
+    flood,
+    install_notice,
+    measured,
+    sized,
+    stalled_database,
+)
+from tests.faults.stage import INGEST, Stage, declare_topology
+
+FLOOD: Final = sized(1_000_000)
+SECONDS: Final = max(8.0, 60.0 * SHARE)
+"""How long the others are measured, each time."""
+STALL_S: Final = 20.0
+
+POS_QUEUE: Final = "customer_pos_queue"
+
+Open = Callable[[Mapping[str, str]], AbstractContextManager[Stage]]
+
+
+@pytest.mark.long_fault
+@pytest.mark.timeout(3 * 3600)
+def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open_stage: Open) -> None:
+    """The others' 50 sales a second come through the order queue, the flood stands in the POS queue from the start: in
+    one queue everything waits behind what came before, whatever is done with it afterwards. First the others are
+    measured alone, then while the flood is taken in as fast as it can be. Between the two the database stands still for
+    twenty seconds, with all of the flood waiting [G12]. The figures are printed; only what must hold is asserted.
+    """
+    with open_stage({"CUSTOMER_ACTORS_SWEEP_SECONDS": "5"}) as stage:
+        declare_topology(stage)
+        memory = Memory(stage)
+        stage.cleanup.callback(memory.end)
+        memory.start()
+        stage.start(*stage.commands)
+        flood(stage.rabbitmq_url, 1)
+        stage.until(lambda: stage.events() == 1 and not stage.behind())
+        install_notice(stage, _number_of_hot(stage))
+        alone = measured(stage, "A", SECONDS)
+        stage.supervised = False
+        stage.processes[INGEST].end(signal.SIGTERM, 8)
+        per_s = flood(stage.rabbitmq_url, FLOOD)  # the first of them for the second time
+        stage.supervised = True
+        stage.start(INGEST)
+        began = stage.events()
+        stage.until(lambda: stage.events() > began)
+        with stalled_database(stage):
+            stage.pause(STALL_S)
+        after_stall = dict(memory.peaks_mb)
+        going_on = stage.events()
+        stage.until(lambda: stage.events() > going_on)
+        beside = measured(stage, "B", SECONDS)
+        left = stage.left(POS_QUEUE).get(POS_QUEUE, 0)
+        stage.until(lambda: _head_of_hot(stage) == FLOOD, 3600)
+        stage.until(lambda: not stage.behind(), 600)
+        print(
+            f"published {FLOOD} at {per_s:.0f}/s; others alone {alone}, beside the flood {beside} ({left} still there)"
+        )
+        print(f"ratio of the p99: {beside.p99_ms / alone.p99_ms:.2f}")
+        print(f"peak MB after the stall {after_stall}, at the end {memory.peaks_mb}")
+        _judge(stage)
+    assert (alone.missing, beside.missing) == (0, 0)
+    assert max(memory.peaks_mb.values()) < LIMIT_MB, memory.peaks_mb
+
+
+def _number_of_hot(stage: Stage) -> int:
+    return int(stage.sql("SELECT id FROM customer WHERE customer_id = %s", (HOT,))[0][0])
+
+
+def _head_of_hot(stage: Stage) -> int:
+    return int(stage.sql("SELECT head FROM customer WHERE customer_id = %s", (HOT,))[0][0])
+
+
+def _judge(stage: Stage) -> None:
+    """The flood is through, once each; the others are what the model makes of their streams; nothing differs."""
+    hot = _number_of_hot(stage)
+    rows = stage.sql(
+        "SELECT c.head, s.position, s.sales_pos, s.total_spent_minor, l.position, l.points, l.lifetime_points "
+        "FROM customer c JOIN stats_state s ON s.customer = c.id JOIN loyalty_state l ON l.customer = c.id "
+        "WHERE c.id = %s",
+        (hot,),
+    )
+    points = _points_of_hot()
+    assert rows == [(FLOOD, FLOOD, FLOOD, FLOOD * HOT_AMOUNT_MINOR, FLOOD, points, points)]
+    database = open_database(stage.postgres.url(stage.database))
+    try:
+        rules = load_settings({}).rules()
+        assert wrong_states(database, rules, datetime.now(UTC).date(), {hot}) == []
+    finally:
+        database.release()
+    stage.command("audit", seconds=1800)
+
+
+def _points_of_hot() -> int:
+    """The rules of L1 and L2 for one amount again and again."""
+    rules, points = load_settings({}).rules(), 0
+    for _ in range(FLOOD):
+        tier = [each for each in rules.tiers if each.threshold <= points][-1]
+        points += int(HOT_AMOUNT_MINOR * rules.points_per_unit * tier.multiplier / 100)
+    return points

@@ -1,0 +1,66 @@
+"""What a batch is made of: every connection has its share, in order of arrival."""
+
+import time
+
+from customer_actors.domain.envelope import Received
+from customer_actors.ingest.link import Delivery, Inbox, Link
+
+
+def nobody(*_: object) -> None:
+    """Told of everything."""
+
+
+def link(inbox: Inbox, queue: str) -> Link:
+    """One that never connects."""
+    return Link(queue, 100, inbox, nobody, nobody)
+
+
+def put(inbox: Inbox, at: Link, *tags: int) -> None:
+    for tag in tags:
+        inbox.put(Delivery(at, tag, Received.of(b"{}", "order.completed", 0, None)), urgent=False)
+
+
+def taken(inbox: Inbox) -> list[tuple[str, int]]:
+    return [(delivery.link.queue, delivery.tag) for delivery in inbox.take(time.monotonic())]
+
+
+def test_a_trickle_is_in_the_next_batch_whatever_another_queue_holds() -> None:
+    inbox = Inbox(10)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *range(1, 31))
+    put(inbox, trickle, 1, 2)
+    assert taken(inbox) == [*[("flood", tag) for tag in range(1, 9)], ("trickle", 1), ("trickle", 2)]
+    assert taken(inbox) == [("flood", tag) for tag in range(9, 19)]
+
+
+def test_two_floods_share_a_batch_and_keep_their_own_order() -> None:
+    inbox = Inbox(10)
+    one, other = link(inbox, "one"), link(inbox, "other")
+    put(inbox, one, *range(1, 21))
+    put(inbox, other, *range(1, 21))
+    batches = [taken(inbox) for _ in range(4)]
+    assert [len(batch) for batch in batches] == [10] * 4
+    assert {sum(queue == "one" for queue, _ in batch) for batch in batches} == {5}
+    for name in ("one", "other"):
+        assert [tag for batch in batches for queue, tag in batch if queue == name] == [*range(1, 21)]
+
+
+def test_in_a_batch_what_arrived_first_comes_first_whatever_its_queue() -> None:
+    inbox = Inbox(10)
+    one, other = link(inbox, "one"), link(inbox, "other")
+    put(inbox, one, 1)
+    put(inbox, other, 1, 2)
+    put(inbox, one, 2)
+    assert taken(inbox) == [("one", 1), ("other", 1), ("other", 2), ("one", 2)]
+
+
+def test_no_batch_is_larger_than_asked_and_nobody_starves_in_the_smallest() -> None:
+    inbox = Inbox(1)
+    links = [link(inbox, name) for name in ("a", "b", "c")]
+    for tag in (1, 2, 3):
+        for each in links:
+            put(inbox, each, tag)
+    batches = [taken(inbox) for _ in range(9)]
+    assert [len(batch) for batch in batches] == [1] * 9
+    assert [batch[0][0] for batch in batches] == ["a", "b", "c"] * 3
+    assert taken(inbox) == []
