@@ -156,7 +156,15 @@ def plain(servers: Servers, rules: Rules) -> Plain:
 def ours(servers: Servers, rules: Rules) -> Night:
     """One night, with sales before and during it."""
     with servers.stage(template=_TEMPLATE) as stage, cursor_on(stage.database_url) as cursor:
-        options = ["--threads", "4", "--worker-shutdown-timeout", "500", "--skip-logging"]
+        options = [
+            "--threads",
+            "4",
+            "--worker-shutdown-timeout",
+            "500",
+            "--worker-fork-timeout",
+            "5000",
+            "--skip-logging",
+        ]
         stage.start_dramatiq(QUEUES, WORKERS, "customer_actors.actors.main:setup", *options)
         cursor.execute("VACUUM ANALYZE")
         cursor.execute("CHECKPOINT")

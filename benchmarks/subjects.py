@@ -111,7 +111,7 @@ def _start_procrastinate(stage: Stage) -> None:
 
 def start_ours(stage: Stage, processes: int = WORKERS) -> None:
     """An ingest and worker processes of 4 threads, as the Procfile starts them; waits until they consume."""
-    options = ["--threads", "4", "--worker-shutdown-timeout", "500", "--skip-logging"]
+    options = ["--threads", "4", "--worker-shutdown-timeout", "500", "--worker-fork-timeout", "5000", "--skip-logging"]
     stage.start_dramatiq(("dispatcher", *ACTORS), processes, "customer_actors.actors.main:setup", *options)
     stage.start("ingest", program("customer-actors"), "ingest")
 

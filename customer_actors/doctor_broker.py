@@ -42,6 +42,7 @@ _WORKERS: Final = "dramatiq customer_actors.actors.main:setup    # with the opti
 _PERMISSIONS: Final = "VHOST={vhost} sh deploy/rabbitmq/permissions.sh    # where rabbitmqctl runs"
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
+_RESOURCE_LOCKED: Final = 405
 
 
 class _Count(NamedTuple):
@@ -209,6 +210,8 @@ def _count(connection: pika.BlockingConnection, queue: str) -> _Count | None:
         found.append(_Count(method.message_count, method.consumer_count))
 
     refusal = _refusal(connection, look)
+    if refusal is not None and refusal.reply_code == _RESOURCE_LOCKED:
+        return _Count(0, 0)  # it is there, for the connection alone that made it
     if refusal is not None and refusal.reply_code != _NOT_FOUND:
         raise refusal
     return found[0] if found else None

@@ -85,6 +85,9 @@ def _rabbitmq_url(url: str) -> str:
             f"logs in to {parts.hostname} with the default credentials, which everyone knows; "
             "create a user with `rabbitmqctl add_user` and name it in the URL"
         )
+    for name in ("heartbeat", "blocked_connection_timeout"):
+        if "0" in parse_qs(parts.query).get(name, ()):
+            raise ValueError(f"lets a dead connection hang for ever: remove {name}=0 from it")
     return url
 
 

@@ -15,7 +15,9 @@ import structlog
 
 HIDDEN: Final = "***"
 
-_USERINFO = re.compile(r"""(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@""")
+_EXAMPLE: Final = r"""(?!user:password@host[^\s"'<>@]*(?:[\s"'<>]|$))"""
+"""What our own messages tell people to write stays as it is."""
+_USERINFO = re.compile(rf"""(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://){_EXAMPLE}[^\s"'<>]*@""")
 """Greedy up to the last "@": a password may hold an unescaped "@", "/" or "#", and hiding too much is the safe side."""
 
 _PASSWORD = re.compile(r"""(?P<name>\b(?:ssl)?(?:password|passwd|pwd)=)(?:'[^']*'|[^\s"'&]+)""", re.IGNORECASE)

@@ -167,6 +167,8 @@ def test_a_dotenv_that_is_no_text_is_refused_by_name(working_directory: Path) ->
         ("DATABASE_URL", "sqlite:///:memory:", "forget every event"),
         ("RABBITMQ_URL", "http://mq.example", "amqp://user:password@host:5672/vhost"),
         ("RABBITMQ_URL", "amqp:///vhost", "names no host"),
+        ("RABBITMQ_URL", "amqp://a:b@mq.example/shop?heartbeat=0", "remove heartbeat=0"),
+        ("RABBITMQ_URL", "amqp://a:b@mq.example/?blocked_connection_timeout=0", "remove blocked_connection_timeout=0"),
         ("CUSTOMER_ACTORS_CURRENCY", "eur", "three capital letters"),
         ("CUSTOMER_ACTORS_CURRENCY", "EURO", "three capital letters"),
         ("CUSTOMER_ACTORS_CURRENCY_DECIMALS", "5", "less than or equal to 4"),

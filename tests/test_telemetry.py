@@ -38,6 +38,9 @@ def _logging_as_before() -> Iterator[None]:
         ("host=db.example password='s3 cret' dbname=shop", "host=db.example password=*** dbname=shop"),
         ('{"url": "amqp://a:s3cret@mq", "mail": "a@b.example"}', '{"url": "amqp://***@mq", "mail": "a@b.example"}'),
         ("sqlite:////data/file.db", "sqlite:////data/file.db"),
+        ("write amqp://user:password@host:5672/vhost; or", "write amqp://user:password@host:5672/vhost; or"),
+        ("amqp://user:password@host.example.org@mq/shop", "amqp://***@mq/shop"),
+        ("amqp://user:password@mq/shop", "amqp://***@mq/shop"),
         ("https://example.org/path, or write to a@b.example", "https://example.org/path, or write to a@b.example"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Final
 
 import dramatiq
 import structlog
@@ -19,6 +20,9 @@ from customer_actors.groups.sweep import sweep
 from customer_actors.storage.beats import beat, end_beat
 from customer_actors.storage.bells import remove_bells
 from customer_actors.storage.overdue import all_behind, overdue
+
+_END_S: Final = 3.0
+"""How long a worker whose main process is gone may take to begin its shutdown."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,8 +65,7 @@ class Sweeper(dramatiq.Middleware):
             self._guarded(self._nights.ring_open)
         while not self._stopping.wait(self.interval_s):
             if self._parent not in (None, os.getppid()):
-                log.warning("the main process is gone", then="this worker ends")
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._end_with_the_main_process()
                 break
             self._guarded(self._beat)
             self._guarded(self.sweep)
@@ -70,6 +73,13 @@ class Sweeper(dramatiq.Middleware):
         if self._watchdog is not None:
             self._guarded(lambda: end_beat(self.pipeline.stores.database, "worker"))
         self.pipeline.stores.database.release()
+
+    def _end_with_the_main_process(self) -> None:
+        log.warning("the main process is gone", then="this worker ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+        # While starting, our main thread tells that one that it is ready, and would wait for its answer for ever.
+        if not self._stopping.wait(_END_S):
+            os._exit(os.EX_SOFTWARE)
 
     def _beat(self) -> None:
         if self._watchdog is not None:

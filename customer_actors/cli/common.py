@@ -33,6 +33,8 @@ class ErrorsToExitCodes(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read, such as `head`, had enough: click ends quietly with 1
         except tuple(kind for kind, _ in _EXIT_CODES) as error:
             click.echo(redact(f"customer-actors: {error}"), err=True)
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))

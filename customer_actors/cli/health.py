@@ -56,6 +56,8 @@ def live(kind: str | None, as_json: bool) -> None:
     try:
         require_current(database)
         beats = all_beats(database)
+    except UsageError as error:
+        _report([Check("schema", False, str(error))], as_json)
     finally:
         database.release()
     if settings.rabbitmq_url is None and not beats and kind is None:

@@ -24,7 +24,8 @@ from customer_actors.storage.schema import pending
 from customer_actors.telemetry import redact
 
 BROKER_TIMEOUT_S: Final = 3
-_NOT_FOUND: Final = 404
+_NOT_OURS: Final = (404, 405)
+"""Replies for a queue that is not there, and for one that another connection has for itself."""
 
 
 @click.command()
@@ -82,7 +83,7 @@ def _messages(connection: Any, queue: str) -> int | None:
     try:
         count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
     except ChannelClosedByBroker as refusal:
-        if refusal.reply_code != _NOT_FOUND:
+        if refusal.reply_code not in _NOT_OURS:
             raise
         return None
     return count

@@ -254,7 +254,7 @@ _BALANCES: Final = {STATS: _stats_after, LOYALTY: _points, CREDIT: _account}
 def _segment_line(stored: Stored) -> str:
     """The segment, which no single event decides."""
     row, standings = stored.segment, stored.standings
-    text = "no active sale, no segment"
+    text = "not calculated" if stored.stats.orders else "no active sale, no segment"
     if row.code is not None:
         scores = f"R {row.recency}, F {row.frequency}, M {row.monetary} -> {row.code}"
         cuts = "the fixed cuts" if row.cuts is None else f"cuts {row.cuts}"

@@ -256,7 +256,7 @@ def _print_released(view: dict[str, Any]) -> None:
     if view["dry_run"]:
         click.echo(f"would release {view['released']}; nothing was changed")
     elif not view["released"]:
-        click.echo("nothing that is held was meant, nothing was changed; `customer-actors held list` has what is held")
+        click.echo("nothing was released: nobody held is meant; see `customer-actors held list --customers`")
     elif view["drained"] is None:
         click.echo(f"released {view['released']}; the workers go on within seconds")
     else:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pika
@@ -76,7 +77,7 @@ class Inbox:
         """The oldest of each connection, evenly; what one does not need of its share is the others'."""
         numbered: list[tuple[int, Delivery]] = []
         size = self._batch_size()
-        links = sorted(self._waiting, key=self._turn)
+        links = sorted(self._waiting, key=partial(self._turn, size=size))
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
@@ -91,12 +92,13 @@ class Inbox:
         lengths, now_s = [len(waiting) for waiting in self._waiting.values()], time.monotonic()
         if min(lengths) < self._size // len(lengths) < max(lengths):
             self._hurry_until_s = now_s + _HURRY_S
-        return self._size if now_s > self._hurry_until_s else max(len(lengths), self._size // _HURRIED_SHARE)
+        hurried = max(1, self._size // _HURRIED_SHARE)
+        return self._size if now_s > self._hurry_until_s else hurried
 
-    def _turn(self, link: "Link") -> int:
+    def _turn(self, link: "Link", size: int) -> int:
         """The shortest first, who leaves most to the others. Where not everybody can have one: who waits longest."""
         waiting = self._waiting[link]
-        return len(waiting) if self._size >= len(self._waiting) else waiting[0][0]
+        return len(waiting) if size >= len(self._waiting) else waiting[0][0]
 
 
 class Link:

@@ -143,9 +143,7 @@ def _declare_queue(connection: pika.BlockingConnection, queue: str, wanted: Mapp
     if refusal is not None and refusal.reply_code == _NOT_FOUND:
         _must(connection, lambda channel: channel.queue_declare(queue, durable=True, arguments=dict(wanted)))
         return ""
-    if refusal is not None and refusal.reply_code == _RESOURCE_LOCKED:
-        raise _unusable(queue, "exclusive to another connection")
-    if refusal is not None:
+    if refusal is not None and refusal.reply_code != _RESOURCE_LOCKED:
         raise refusal
     losses = losses_of(connection, queue, wanted)
     if not losses:
@@ -193,6 +191,8 @@ def _actual_arguments(connection: pika.BlockingConnection, queue: str, wanted: M
         )
         if refusal is None or refusal.reply_code == _ACCESS_REFUSED:
             break
+        if refusal.reply_code == _RESOURCE_LOCKED:
+            raise _unusable(queue, "exclusive to another connection")
         found = _INEQUIVALENT.search(refusal.reply_text)
         if found is None:
             raise refusal

@@ -10,21 +10,20 @@ from customer_actors.storage.actors import Stores
 def drain(stores: Stores, actor: str, customers: Sequence[int], clock: Callable[[], int]) -> list[tuple[str, Hold]]:
     """Advance an actor and whoever follows it; returns what they were held at.
 
-    A customer whose row somebody else has is left to them: they look again before they end.
+    A customer whose row somebody else has is left to them: they look again before they end. Who follows is advanced
+    for all of them: also a skip moved this actor's position.
 
     Raises:
         Outage: what was committed stays; the bells of the rest are still there.
     """
     held: list[tuple[str, Hold]] = []
-    moved: set[int] = set()
     waiting = list(customers)
     while waiting:
         report = advance(stores.of(actor), waiting, now_us=clock)
         held.extend((actor, hold) for hold in report.held)
-        moved |= report.moved
         waiting = report.remaining
     for following in AFTER.get(actor, ()):
-        held.extend(drain(stores, following, sorted(moved), clock))
+        held.extend(drain(stores, following, customers, clock))
     return held
 
 

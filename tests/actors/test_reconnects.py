@@ -26,7 +26,7 @@ ROUNDS = int(os.environ.get("CUSTOMER_ACTORS_TEST_RECONNECTS", "6"))
 THREADS = 4
 WORKER = (
     *(str(BIN / "dramatiq"), "customer_actors.actors.main:setup", "--processes", "1", "--threads", str(THREADS)),
-    *("--worker-shutdown-timeout", "500", "--skip-logging"),
+    *("--worker-shutdown-timeout", "500", "--worker-fork-timeout", "5000", "--skip-logging"),
 )
 
 

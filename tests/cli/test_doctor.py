@@ -232,6 +232,16 @@ def test_a_queue_that_loses_events_is_a_problem(connection: pika.BlockingConnect
     assert (found.verdict, "not durable" in found.found) == (PROBLEM, True)
 
 
+def test_a_queue_of_another_connection_alone_is_a_problem_and_does_not_hide_the_rest(
+    connection: pika.BlockingConnection, rabbitmq_url: str
+) -> None:
+    connection.channel().queue_declare(QUEUES[1], exclusive=True)
+    found = broker_findings(rabbitmq_url)
+    assert (found[f"queue {QUEUES[1]}"].verdict, "exclusive" in found[f"queue {QUEUES[1]}"].found) == (PROBLEM, True)
+    assert {f"queue {QUEUES[2]}", "workers"} <= problems(found)
+    assert found["broker"].verdict == "ok"
+
+
 def test_the_policy_for_unknown_routing_keys_is_seen_and_its_printed_command_sets_it(
     connection: pika.BlockingConnection, rabbitmq: RabbitMQ, rabbitmq_url: str
 ) -> None:

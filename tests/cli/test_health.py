@@ -79,10 +79,13 @@ def test_a_database_that_is_away_is_exit_4(probe: str, tmp_path: Path, monkeypat
     assert "s3cret" not in result.output
 
 
-def test_an_old_schema_is_red_and_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("probe", ["live", "ready"])
+def test_an_old_schema_is_red_and_names_the_command(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("new.db").touch()
-    result = invoke("health", "ready", env={"DATABASE_URL": "sqlite:///new.db"})
+    result = invoke("health", probe, env={"DATABASE_URL": "sqlite:///new.db"})
     assert result.exit_code == 1
     assert "customer-actors migrate" in result.stdout
 

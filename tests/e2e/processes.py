@@ -15,7 +15,17 @@ INGEST = (str(BIN / "customer-actors"), "ingest")
 WORKERS = (
     str(BIN / "dramatiq"),
     "customer_actors.actors.main:setup",
-    *("--processes", "2", "--threads", "4", "--worker-shutdown-timeout", "500", "--skip-logging"),
+    *(
+        "--processes",
+        "2",
+        "--threads",
+        "4",
+        "--worker-shutdown-timeout",
+        "500",
+        "--worker-fork-timeout",
+        "5000",
+        "--skip-logging",
+    ),
 )
 SCHEDULER = (sys.executable, "-m", "scheduler")
 

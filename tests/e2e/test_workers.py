@@ -37,7 +37,17 @@ POISON = (properties(table((b"when", timestamp(568_971_820_800)))), properties(t
 
 
 def worker_of(module: str, *more: str) -> tuple[str, ...]:
-    options = ("--processes", "1", "--threads", str(THREADS), "--worker-shutdown-timeout", "500", "--skip-logging")
+    options = (
+        "--processes",
+        "1",
+        "--threads",
+        str(THREADS),
+        "--worker-shutdown-timeout",
+        "500",
+        "--worker-fork-timeout",
+        "5000",
+        "--skip-logging",
+    )
     return (str(BIN / "dramatiq"), module, *options, *more)
 
 

@@ -36,7 +36,7 @@ COMMANDS: Final = {
     INGEST: (str(BIN / "customer-actors"), "ingest"),
     WORKER: (
         *(str(BIN / "dramatiq"), "customer_actors.actors.main:setup", "--processes", "2", "--threads", "4"),
-        *("--worker-shutdown-timeout", "500", "--skip-logging"),
+        *("--worker-shutdown-timeout", "500", "--worker-fork-timeout", "5000", "--skip-logging"),
     ),
 }
 """As in the Procfile."""

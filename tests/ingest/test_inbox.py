@@ -1,9 +1,14 @@
 """What a batch is made of: every connection has its share, in order of arrival."""
 
 import time
+from typing import Final
+
+import pytest
 
 from customer_actors.domain.envelope import Received
 from customer_actors.ingest.link import Delivery, Inbox, Link
+
+SIZE: Final = 80
 
 
 def nobody(*_: object) -> None:
@@ -24,29 +29,45 @@ def taken(inbox: Inbox) -> list[tuple[str, int]]:
     return [(delivery.link.queue, delivery.tag) for delivery in inbox.take(time.monotonic())]
 
 
-def test_a_trickle_is_in_the_next_batch_whatever_another_queue_holds() -> None:
-    inbox = Inbox(10)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Monotonic seconds: what the inbox takes for the time."""
+    now_s = [1_000.0]
+    monkeypatch.setattr("customer_actors.ingest.link.time.monotonic", lambda: now_s[0])
+    return now_s
+
+
+def test_a_trickle_is_in_the_next_batch_and_the_flood_comes_in_small_ones_for_a_second(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *range(1, 31))
+    put(inbox, flood, *range(1, 301))
     put(inbox, trickle, 1, 2)
     assert taken(inbox) == [*[("flood", tag) for tag in range(1, 9)], ("trickle", 1), ("trickle", 2)]
     assert taken(inbox) == [("flood", tag) for tag in range(9, 19)]
+    clock[0] += 1.5
+    assert taken(inbox) == [("flood", tag) for tag in range(19, 19 + SIZE)]
 
 
-def test_two_floods_share_a_batch_and_keep_their_own_order() -> None:
-    inbox = Inbox(10)
+def test_a_flood_alone_has_full_batches() -> None:
+    inbox = Inbox(SIZE)
+    put(inbox, link(inbox, "flood"), *range(1, 301))
+    assert [len(taken(inbox)) for _ in range(4)] == [SIZE, SIZE, SIZE, 60]
+
+
+def test_two_floods_share_full_batches_and_keep_their_own_order() -> None:
+    inbox = Inbox(SIZE)
     one, other = link(inbox, "one"), link(inbox, "other")
-    put(inbox, one, *range(1, 21))
-    put(inbox, other, *range(1, 21))
+    put(inbox, one, *range(1, 161))
+    put(inbox, other, *range(1, 161))
     batches = [taken(inbox) for _ in range(4)]
-    assert [len(batch) for batch in batches] == [10] * 4
-    assert {sum(queue == "one" for queue, _ in batch) for batch in batches} == {5}
+    assert [len(batch) for batch in batches] == [SIZE] * 4
+    assert {sum(queue == "one" for queue, _ in batch) for batch in batches} == {SIZE // 2}
     for name in ("one", "other"):
-        assert [tag for batch in batches for queue, tag in batch if queue == name] == [*range(1, 21)]
+        assert [tag for batch in batches for queue, tag in batch if queue == name] == [*range(1, 161)]
 
 
 def test_in_a_batch_what_arrived_first_comes_first_whatever_its_queue() -> None:
-    inbox = Inbox(10)
+    inbox = Inbox(SIZE)
     one, other = link(inbox, "one"), link(inbox, "other")
     put(inbox, one, 1)
     put(inbox, other, 1, 2)

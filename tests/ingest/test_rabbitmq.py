@@ -20,6 +20,7 @@ from customer_actors.ingest.connection import parameters
 from customer_actors.ingest.publish import PublishReport, publish
 from customer_actors.ingest.rabbitmq import Consumer
 from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, SOURCES, declare
+from customer_actors.storage.opening import open_database
 from tests.servers.process import wait_until
 from tests.servers.rabbitmq import PrivateRabbitMQ, RabbitMQ
 
@@ -275,6 +276,23 @@ def test_what_take_raises_ends_the_run_and_the_messages_stay(url: str) -> None:
     other = Database()
     with running(url, other):
         wait_until(lambda: other.holds(numbered(3)))
+
+
+def test_heartbeats_are_served_while_a_statement_runs_for_long(url: str, postgres_url: str) -> None:
+    """The broker ends a connection that is silent for two heartbeats; the statement takes four."""
+    send(url, numbered(3))
+    database, real = Database(), open_database(postgres_url)
+
+    def hang(batch: list[Received]) -> None:
+        real.query("SELECT pg_sleep(8)" if not database.committed else "SELECT 1")
+        real.release()  # of this thread, which is not the test's
+
+    database.before_commit = hang
+    with running(f"{url}?heartbeat=2", database) as consumer:
+        wait_until(lambda: database.holds(numbered(3)), 60)
+    assert database.bodies() == [b"0", b"1", b"2"], "nothing was delivered again"
+    assert not consumer.said("not connected")
+    assert_acknowledged(url)
 
 
 # --- the database is away --------------------------------------------------------------------------------------------
