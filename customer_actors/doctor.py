@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from customer_actors.errors import Outage, UsageError
@@ -72,7 +72,11 @@ def look_at_database(settings: Settings, now_us: int | None = None) -> tuple[boo
         for finding in _database(settings, database, now_us):
             findings.append(finding)
     except (Outage, UsageError) as error:
-        fix = [_reach(settings.database_url)] if not findings else ["customer-actors doctor    # once it answers again"]
+        fix = (
+            [_reach(settings.database_url, str(error))]
+            if not findings
+            else ["customer-actors doctor    # once it answers again"]
+        )
         findings.append(Finding("database", PROBLEM, str(error), fix))
         return len(findings) > 1, findings
     finally:
@@ -80,13 +84,19 @@ def look_at_database(settings: Settings, now_us: int | None = None) -> tuple[boo
     return True, findings
 
 
-def _reach(url: str) -> str:
+def _reach(url: str, said: str) -> str:
+    """The command for a database that does not answer, by what the server says, if it does say something."""
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return f"ls -l {shlex.quote(str(sqlite_file(url)))}    # a readable SQLite file?"
-    return (
-        f"pg_isready -h {parts.hostname or 'localhost'} -p {parts.port or 5432}    # start it, or correct DATABASE_URL"
-    )
+    server = f"-h {parts.hostname or 'localhost'} -p {parts.port or 5432}"
+    if "database" in said and "does not exist" in said:
+        return f"createdb {server} {shlex.quote(unquote(parts.path[1:]))}    # or correct DATABASE_URL"
+    if "role" in said or "authentication failed" in said or "no password supplied" in said:
+        return "edit .env    # user and password in DATABASE_URL; a new user: see deploy/postgresql/roles.sql"
+    if "SSL" in said or "sslmode" in said or "certificate" in said:
+        return "edit .env    # sslmode and sslrootcert in DATABASE_URL"
+    return f"pg_isready {server}    # start it, or correct DATABASE_URL"
 
 
 def _database(settings: Settings, database: Database, now_us: int | None) -> Iterator[Finding]:
@@ -188,7 +198,8 @@ def _history(database: Database) -> Finding:
     rows = database.query(
         "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY(?) "
         "AND 3 > (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('O', 'A') "
-        "AND t.tgname IN (c.relname || '_no_update', c.relname || '_no_delete', c.relname || '_no_truncate')) ORDER BY 1",
+        "AND t.tgname IN (c.relname || '_no_update', c.relname || '_no_delete', c.relname || '_no_truncate')) "
+        "ORDER BY 1",
         (list(_HISTORY),),
     )
     if not rows:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
@@ -110,11 +111,13 @@ def _cron(expression: str) -> str:
     from apscheduler.triggers.cron import CronTrigger  # only who sets a cron pays for the import
 
     try:
-        CronTrigger.from_crontab(expression)
+        trigger = CronTrigger.from_crontab(expression, timezone=UTC)
     except ValueError as error:
         raise ValueError(f'{error}; write minute hour day month weekday, such as "15 3 * * *"') from None
     if re.search(r"\d", expression.split()[4]):
         raise ValueError("numbers its weekdays, and 0 is Sunday to cron but Monday to the scheduler; write mon, tue, …")
+    if trigger.get_next_fire_time(None, datetime(2000, 1, 1, tzinfo=UTC)) is None:
+        raise ValueError("names a date that never comes")
     return expression
 
 

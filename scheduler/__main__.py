@@ -122,7 +122,7 @@ def _row(settings: Settings, name: str, now: datetime, last: Progress | None) ->
         "cron": cron,
         "in_words": in_words(cron),
         "timezone": settings.timezone,
-        "next_at": due.isoformat() if due else None,
+        "next_at": due.isoformat(),
         "does": job.does,
         "last_run": None if last is None else night_figures(last),
     }

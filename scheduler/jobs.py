@@ -1,7 +1,8 @@
 """The nightly jobs as data, their slots, and in words when they are due."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -32,8 +33,8 @@ JOBS: Final[tuple[Job, ...]] = (
 """Every nightly job there is."""
 
 _FIRST_LOOK: Final = timedelta(minutes=10)
-_GAP: Final = timedelta(hours=2)
-"""No daylight saving change leaves out more. A search has to begin before it to find the times that are left out."""
+_SHIFT: Final = timedelta(hours=2)
+"""No daylight saving change moves a clock further."""
 
 
 def job_named(name: str, jobs: Sequence[Job] = JOBS) -> Job:
@@ -49,39 +50,52 @@ def trigger_of(job: Job, settings: Settings) -> CronTrigger:
     return CronTrigger.from_crontab(getattr(settings, job.cron), timezone=ZoneInfo(settings.timezone))
 
 
-def next_due(job: Job, settings: Settings, now: datetime) -> datetime | None:
-    """When the job is due next, after `now` (aware); None for a date that never comes."""
-    found: datetime | None = trigger_of(job, settings).get_next_fire_time(None, now)
-    return found
+def next_due(job: Job, settings: Settings, now: datetime) -> datetime:
+    """When the job is due next, after `now` (aware)."""
+    zone = ZoneInfo(settings.timezone)
+    wall = now.astimezone(zone).replace(tzinfo=None)
+    return next(due.astimezone(zone) for due, _ in _slots(job, settings, wall - _SHIFT) if due > now)
 
 
 def due_run(job: Job, settings: Settings, now: datetime) -> tuple[Run, datetime] | None:
     """The run of the newest slot that was due within the catch-up window before `now`, and the moment it was due.
 
-    Of several missed slots only the newest counts. A slot's name is the wall time without offset, so the hour that
-    comes twice in autumn names its slots twice; a time that spring leaves out is due where the clock would have shown
-    it, under the name it never showed [G17].
+    Of several missed slots only the newest counts [G17].
     """
-    window, trigger = timedelta(minutes=settings.catch_up), trigger_of(job, settings)
-    now = now.astimezone(UTC)  # two times of one zone are compared by the wall, whatever their offsets
+    window, now = timedelta(minutes=settings.catch_up), now.astimezone(UTC)  # in UTC an hour is an hour
     for back in sorted({min(_FIRST_LOOK, window), window}):
-        due = _last_between(trigger, now - back - _GAP, now)
-        if due is not None and now - due.astimezone(UTC) <= window:
-            return Run(job.name, slot_of(due), due.date()), due.astimezone(UTC)
+        found = _last_between(job, settings, now - back, now)
+        if found is not None:
+            due, wall = found
+            return Run(job.name, slot_of(wall), wall.date()), due
     return None
 
 
-def _last_between(trigger: CronTrigger, start: datetime, end: datetime) -> datetime | None:
-    """The last time the trigger fires in these bounds, given in UTC, which has no gaps; both are included."""
-    last, moment = None, start
-    while (due := trigger.get_next_fire_time(None, moment)) is not None and due.astimezone(UTC) <= end:
-        last, moment = due, due.astimezone(UTC) + timedelta(microseconds=1)
-    return last
+def _last_between(job: Job, settings: Settings, first: datetime, last: datetime) -> tuple[datetime, datetime] | None:
+    """The last of the slots that are due between two moments, both included."""
+    zone = ZoneInfo(settings.timezone)
+    begin, end = (moment.astimezone(zone).replace(tzinfo=None) for moment in (first, last))
+    slots = takewhile(lambda slot: slot[1] <= end + _SHIFT, _slots(job, settings, begin - _SHIFT))
+    return max((slot for slot in slots if first <= slot[0] <= last), default=None)
 
 
-def slot_of(due: datetime) -> str:
-    """The slot of a moment in the business time zone: its wall time, such as 2026-11-24T03:15."""
-    return due.strftime("%Y-%m-%dT%H:%M")
+def _slots(job: Job, settings: Settings, wall: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """When the job is due, in UTC, with what the clock on the wall shows then, from a time on the wall on.
+
+    Counted on the wall, where no time is missing and none comes twice. Of the hour that autumn shows twice the first
+    one counts; a time that spring leaves out, be it midnight, is due where the clock would have shown it.
+    """
+    trigger, zone = CronTrigger.from_crontab(getattr(settings, job.cron), timezone=UTC), ZoneInfo(settings.timezone)
+    moment = wall.replace(tzinfo=UTC)
+    while (found := trigger.get_next_fire_time(None, moment)) is not None:
+        shown = found.replace(tzinfo=None)
+        yield shown.replace(tzinfo=zone).astimezone(UTC), shown
+        moment = found + timedelta(microseconds=1)
+
+
+def slot_of(wall: datetime) -> str:
+    """The slot of a time in the business time zone: its wall time, such as 2026-11-24T03:15."""
+    return wall.strftime("%Y-%m-%dT%H:%M")
 
 
 def run_by_hand(job: Job, settings: Settings, now: datetime, as_of: date | None, dry_run: bool) -> Run:

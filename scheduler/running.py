@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from typing import Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 import click
 import structlog
@@ -47,10 +48,11 @@ def run_job(settings: Settings, database: Database, wanted: Wanted, stop: Stop) 
     Without a broker the work is done in this process, which therefore always waits.
 
     Raises:
-        Outage: the database is away.
+        Outage: the database is away. UsageError: the date lies ahead, or is none of business.
     """
     now = utc_now()
     run = run_by_hand(wanted.job, settings, now, wanted.as_of, wanted.dry_run)
+    job_runs.require_begun(run, microseconds(now), ZoneInfo(settings.timezone))
     claimed = job_runs.claim(database, run, microseconds(now))
     before = _progress(database, run)
     if before.done_us is not None:

@@ -189,6 +189,7 @@ def test_a_dotenv_that_is_no_text_is_refused_by_name(working_directory: Path) ->
         ("CUSTOMER_ACTORS_NIGHTLY_SEGMENTS_CRON", "15 3 * *", "minute hour day month weekday"),
         ("CUSTOMER_ACTORS_NIGHTLY_SEGMENTS_CRON", "61 3 * * *", "minute hour day month weekday"),
         ("CUSTOMER_ACTORS_NIGHTLY_CREDIT_CRON", "15 3 * * 0", "write mon, tue"),
+        ("CUSTOMER_ACTORS_NIGHTLY_CREDIT_CRON", "0 0 30 2 *", "a date that never comes"),
         ("CUSTOMER_ACTORS_LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         *(
             (variable(field), size, "greater than or equal to 1")

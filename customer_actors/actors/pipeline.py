@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError
 from customer_actors.actors.dispatcher import bundles, plan
 from customer_actors.domain.routing import ACTORS, AFTER
 from customer_actors.groups.advance import Report, advance
+from customer_actors.groups.sweep import HELD
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.bells import Bell
 from customer_actors.storage.holds import next_try_of
@@ -47,7 +48,7 @@ class Pipeline:
         self._bundle_size = bundle_size
         self._dispatcher = self._declare("dispatcher", self._dispatch)
         self._actors = {actor: self._declare(actor, self._advance_of(actor)) for actor in ACTORS}
-        self._held = self._declare("held", self._retry)
+        self._held = self._declare(HELD, self._retry)
 
     def _declare(self, name: str, work: Callable[..., None]) -> dramatiq.Actor[..., None]:
         @wraps(work)

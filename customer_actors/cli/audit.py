@@ -12,12 +12,14 @@ import click
 from customer_actors.cli.common import (
     OK,
     PROBLEMS,
+    counted,
     json_option,
     json_text,
     leave,
     opened,
     printable,
     settings_for_command,
+    value_text,
 )
 from customer_actors.cli.signing import action_of, dry_run_option, now_us, signed
 from customer_actors.domain.routing import ACTORS
@@ -100,12 +102,12 @@ def _print_text(differences: Iterable[Difference], checked: Checked) -> int:
     for (organization_id, customer_id), found in groupby(differences, key=lambda each: each[:2]):
         click.secho(f"{printable(customer_id)}  organization {printable(organization_id)}", bold=True)
         count += _print_lines(map(line, found), MOST_SHOWN)
-    sizes = f"{_counted(checked.customers, 'customer')}, {_counted(checked.events, 'event')}"
-    figures = f"{sizes} and {_counted(checked.ledger_rows, 'ledger row')} compared"
+    sizes = f"{counted(checked.customers, 'customer')}, {counted(checked.events, 'event')}"
+    figures = f"{sizes} and {counted(checked.ledger_rows, 'ledger row')} compared"
     if count:
-        click.echo(click.style(f"audit: {_counted(count, 'difference')}", fg="red") + f", {figures}")
+        click.echo(click.style(f"audit: {counted(count, 'difference')}", fg="red") + f", {figures}")
         for actor in (actor for actor in ACTORS if actor in actors):
-            click.echo(f"see what a refold can put right: customer-actors rebuild {actor} --dry-run --reason TEXT")
+            click.echo(f"next: customer-actors rebuild {actor} --dry-run --reason TEXT")
     else:
         click.echo(click.style("audit: ok", fg="green") + f", no difference, {figures}")
     return count
@@ -116,19 +118,11 @@ def _print_lines(lines: Iterable[tuple[str, str, object, object]], most: int) ->
     for actor, field, stored, expected in lines:
         count += 1
         if count <= most:
-            text = f"  {actor:<12}  {field:<28}  stored {_value(stored)}, expected {_value(expected)}"
+            text = f"  {actor:<12}  {field:<28}  stored {value_text(stored)}, expected {value_text(expected)}"
             click.echo(printable(text))
     if count > most:
         click.echo(f"  and {count - most} more; --json has them all")
     return count
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _value(value: object) -> str:
-    return "nothing" if value is None else str(value)
 
 
 def _print_json(differences: Iterable[Difference], checked: Checked) -> int:
@@ -184,15 +178,15 @@ def _rebuilt_text(done: Iterator[Outcome], rebuilt: Rebuilt, dry_run: bool) -> b
         shown = 0
         for shown, each in enumerate(found, start=1):
             if shown <= MOST_SHOWN:
-                figures = f"stored {_value(each.stored)}, expected {_value(each.expected)}"
+                figures = f"stored {value_text(each.stored)}, expected {value_text(each.expected)}"
                 colour = "red" if each.what == "reported" else None
                 click.secho(printable(f"  {each.what:<9}  {each.field:<28}  {figures}"), fg=colour)
         if shown > MOST_SHOWN:
             click.echo(f"  and {shown - MOST_SHOWN} more; --json has them all")
     would = "would be " if dry_run else ""
-    text = f"{_counted(rebuilt.customers, 'customer')}, {_counted(rebuilt.events, 'event')}; "
-    text += f"{_counted(rebuilt.repaired, 'figure')} {would}put right, "
-    text += f"{_counted(rebuilt.inserted, 'row')} {would}inserted, {rebuilt.reported} only reported"
+    text = f"{counted(rebuilt.customers, 'customer')}, {counted(rebuilt.events, 'event')}; "
+    text += f"{counted(rebuilt.repaired, 'figure')} {would}put right, "
+    text += f"{counted(rebuilt.inserted, 'row')} {would}inserted, {rebuilt.reported} only reported"
     click.echo(f"rebuild: {text}")
     return rebuilt.failed(dry_run=dry_run)
 

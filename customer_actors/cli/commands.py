@@ -1,6 +1,5 @@
 """Verbs that ask for something: each appends a request to a customer's stream and prints what became of it [C9]."""
 
-import getpass
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from customer_actors.cli.common import (
     settings_for_command,
 )
 from customer_actors.cli.drift import credit_drift
+from customer_actors.cli.signing import operator_name, operator_option
 from customer_actors.commands import (
     CommandResult,
     Service,
@@ -42,15 +42,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 def _signed(verb: Callable[..., None]) -> Callable[..., None]:
     """Who and why: recorded in the customer's stream [C7]."""
     why = click.option("--reason", metavar="TEXT", help="Why; recorded with the event.")
-    who = click.option("--by", metavar="NAME", help="Who does this.  [default: the login name]")
-    return why(who(verb))
-
-
-def _signature(by: str | None, reason: str | None) -> Signed:
-    try:
-        return Signed(getpass.getuser() if by is None else by, reason)
-    except (OSError, KeyError):
-        raise UsageError("there is no login name here; say who you are with --by NAME") from None
+    return why(operator_option(verb))
 
 
 @click.group()
@@ -111,7 +103,7 @@ def credit_charge(customer_id: str, order_id: str, amount: str, organization_id:
 @organization_option
 @json_option
 def credit_limit(
-    customer_id: str, amount: str, by: str | None, reason: str | None, organization_id: str, as_json: bool
+    customer_id: str, amount: str, operator: str | None, reason: str | None, organization_id: str, as_json: bool
 ) -> None:
     """Change the limit of a customer's credit account.
 
@@ -120,7 +112,7 @@ def credit_limit(
     Example: customer-actors credit limit C000042 2500.00
     """
     settings = settings_for_command()
-    limit_minor, signed = _amount("AMOUNT", amount, settings), _signature(by, reason)
+    limit_minor, signed = _amount("AMOUNT", amount, settings), Signed(operator_name(operator), reason)
     with _service(settings) as running:
         result = change_limit(running, organization_id, customer_id, limit_minor, signed)
     _report(result, f"credit limit of {customer_id}", as_json)
@@ -131,7 +123,9 @@ def credit_limit(
 @_signed
 @organization_option
 @json_option
-def credit_suspend(customer_id: str, by: str | None, reason: str | None, organization_id: str, as_json: bool) -> None:
+def credit_suspend(
+    customer_id: str, operator: str | None, reason: str | None, organization_id: str, as_json: bool
+) -> None:
     """Suspend a customer's credit account: it takes money, but no charge.
 
     The nightly run never lifts a suspension made by hand; `credit lift` does.
@@ -139,7 +133,7 @@ def credit_suspend(customer_id: str, by: str | None, reason: str | None, organiz
     Example: customer-actors credit suspend C000042 --reason "cheque came back"
     """
     settings = settings_for_command()
-    signed = _signature(by, reason)
+    signed = Signed(operator_name(operator), reason)
     with _service(settings) as running:
         result = suspend_credit(running, organization_id, customer_id, signed)
     _report(result, f"suspension of {customer_id}", as_json)
@@ -150,7 +144,9 @@ def credit_suspend(customer_id: str, by: str | None, reason: str | None, organiz
 @_signed
 @organization_option
 @json_option
-def credit_lift(customer_id: str, by: str | None, reason: str | None, organization_id: str, as_json: bool) -> None:
+def credit_lift(
+    customer_id: str, operator: str | None, reason: str | None, organization_id: str, as_json: bool
+) -> None:
     """Lift the suspension of a customer's credit account, made by hand or by night.
 
     While a sale is still overdue for too long, the next nightly run suspends it again.
@@ -158,7 +154,7 @@ def credit_lift(customer_id: str, by: str | None, reason: str | None, organizati
     Example: customer-actors credit lift C000042
     """
     settings = settings_for_command()
-    signed = _signature(by, reason)
+    signed = Signed(operator_name(operator), reason)
     with _service(settings) as running:
         result = lift_credit(running, organization_id, customer_id, signed)
     _report(result, f"lifting of {customer_id}", as_json)

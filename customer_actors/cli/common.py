@@ -101,6 +101,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 event`, `2 events`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def value_text(value: object) -> str:
+    """A stored or expected figure in a sentence."""
+    return "nothing" if value is None else str(value)
+
+
 def leave(code: int) -> NoReturn:
     """End the verb with an exit code."""
     raise click.exceptions.Exit(code)

@@ -11,6 +11,7 @@ import click
 from customer_actors.cli.common import (
     OK,
     PROBLEMS,
+    counted,
     json_option,
     json_text,
     leave,
@@ -19,6 +20,7 @@ from customer_actors.cli.common import (
     print_json,
     printable,
     settings_for_command,
+    value_text,
 )
 from customer_actors.cli.overview import status
 from customer_actors.cli.segment import explain_segment
@@ -90,7 +92,7 @@ def _print_card(view: Figures, usages: Sequence[Usage], total: int, rules: Rules
     figures = view["stats"]
     channels = ", ".join(f"{count} {channel}" for channel, count in figures["by_channel"].items())
     spent = f"{figures['total_spent']} spent, {figures['average_order_value']} on average"
-    _row("statistics", f"{_counted(figures['orders'], 'order')} ({channels}), {spent}")
+    _row("statistics", f"{counted(figures['orders'], 'order')} ({channels}), {spent}")
     if figures["orders"]:
         _row("", f"first purchase {figures['first_purchase_at']}, last {figures['last_purchase_at']}")
     if figures["cancelled_orders"]:
@@ -125,10 +127,6 @@ def _row(label: str, text: str, colour: str | None = None) -> None:
 
 def _line(*parts: str) -> None:
     click.echo("".join(parts))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _points(figures: Figures) -> str:
@@ -207,7 +205,7 @@ class TextPrinter:
         self._decimals = decimals
 
     def begin(self, head: int, first_shown: int) -> None:
-        _line(click.style(self._title, bold=True), f"  {_counted(head, 'event')}")
+        _line(click.style(self._title, bold=True), f"  {counted(head, 'event')}")
         if first_shown > 1:
             click.echo(f"positions 1 to {first_shown - 1} are folded, not shown")
 
@@ -228,12 +226,12 @@ class TextPrinter:
         _line(_segment_line(stored))
         if not differences:
             reached = ", ".join(f"{actor} up to position {one.position}" for actor, one in story.waiting.items())
-            equal = f", stored state equals the refold of {_counted(story.events, 'event')}"
+            equal = f", stored state equals the refold of {counted(story.events, 'event')}"
             _line(click.style("check: ok", fg="green"), equal, f" ({reached})" if reached else "")
             return
-        _line(click.style(f"check: {_counted(len(differences), 'difference')}", fg="red"))
+        _line(click.style(f"check: {counted(len(differences), 'difference')}", fg="red"))
         for actor, field, has, wanted in differences:
-            click.echo(printable(f"  {actor} {field}: stored {_value(has)}, expected {_value(wanted)}"))
+            click.echo(printable(f"  {actor} {field}: stored {value_text(has)}, expected {value_text(wanted)}"))
 
 
 def _effect_line(effect: Effect) -> str:
@@ -245,7 +243,7 @@ def _effect_line(effect: Effect) -> str:
 
 def _stats_after(figures: Figures) -> str:
     cancelled = f", {figures['cancelled_orders']} cancelled" if figures["cancelled_orders"] else ""
-    return f"{_counted(figures['orders'], 'order')}, {figures['total_spent']} spent{cancelled}"
+    return f"{counted(figures['orders'], 'order')}, {figures['total_spent']} spent{cancelled}"
 
 
 _BALANCES: Final = {STATS: _stats_after, LOYALTY: _points, CREDIT: _account}
@@ -258,7 +256,7 @@ def _segment_line(stored: Stored) -> str:
     if row.code is not None:
         scores = f"R {row.recency}, F {row.frequency}, M {row.monetary} -> {row.code}"
         cuts = "the fixed cuts" if row.cuts is None else f"cuts {row.cuts}"
-        text = f"{scores}, by {cuts}, {_counted(row.orders, 'order')}, last purchase {row.last_purchase_date}"
+        text = f"{scores}, by {cuts}, {counted(row.orders, 'order')}, last purchase {row.last_purchase_date}"
     if standings[SEGMENTATION].position < standings[STATS].position:
         text += f"; waits at position {standings[SEGMENTATION].position}"
     return f"{'':8}{SEGMENTATION}  R6  {printable(text)}"
@@ -269,10 +267,6 @@ def _claimed_time(event: Event) -> str | None:
     detail = json.loads(event.detail) if event.detail else {}
     claimed: str | None = detail.get("occurred_at")
     return claimed
-
-
-def _value(value: object) -> str:
-    return "nothing" if value is None else str(value)
 
 
 class _JsonPrinter:

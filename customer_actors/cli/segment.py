@@ -5,7 +5,11 @@ from typing import Final
 
 import click
 
-from customer_actors.cli.common import print_json, printable
+from customer_actors.cli.common import (
+    counted,
+    print_json,
+    printable,
+)
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.telling import Figures
 from customer_actors.storage.database import Database
@@ -34,8 +38,8 @@ def _print(figures: Figures) -> None:
         _row("note", figures["note"], "yellow")
     inputs = figures["inputs"]
     if inputs is not None:
-        days = "today" if inputs["days"] == 0 else f"{_counted(inputs['days'], 'day')} ago"
-        spent = f"{_counted(inputs['orders'], 'order')}, {inputs['total_spent']} spent"
+        days = "today" if inputs["days"] == 0 else f"{counted(inputs['days'], 'day')} ago"
+        spent = f"{counted(inputs['orders'], 'order')}, {inputs['total_spent']} spent"
         _row("inputs", f"last purchase {inputs['last_purchase_date']} ({days}), {spent}  [R1]")
     _row("cuts", _cuts_text(figures["cuts"]))
     for name in _DIMENSIONS:
@@ -52,7 +56,7 @@ def _print(figures: Figures) -> None:
         _row("decays", "never: no number of days without a sale changes the code")
     else:
         falls = figures["decay"]
-        wait = f"in {_counted(falls['size'], 'day')} without a sale, on {falls['on']}"
+        wait = f"in {counted(falls['size'], 'day')} without a sale, on {falls['on']}"
         _row("decays", f"{wait} -> {_result(falls)}")
 
 
@@ -81,18 +85,14 @@ def _move_text(move: Figures) -> str:
     if move["kind"] == "sale":
         return "a sale today, of any amount"
     if move["kind"] == "sales":
-        return f"{_counted(move['size'], 'more sale')}, the last one today"
+        return f"{counted(move['size'], 'more sale')}, the last one today"
     if move["kind"] == "both":
-        return f"{_counted(move['size'], 'more sale')} of {move['amount']} in all, the last one today"
+        return f"{counted(move['size'], 'more sale')} of {move['amount']} in all, the last one today"
     return f"a sale of {move['size']} today"
 
 
 def _result(move: Figures) -> str:
     return f"R {move['recency']}, F {move['frequency']}, M {move['monetary']}: {move['code']}, health {move['health']}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _row(label: str, text: str, colour: str | None = None, *, bold: bool = False) -> None:

@@ -25,18 +25,23 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Tell what would h
 def signed(verb: Verb) -> Verb:
     """Who and why, for everything that changes something; both are recorded."""
     why = click.option("--reason", required=True, metavar="TEXT", help="Why; recorded with the action.")
-    who = click.option("--operator", metavar="NAME", help="Who does this.  [default: the login name]")
-    return why(who(verb))
+    return why(operator_option(verb))
+
+
+operator_option = click.option("--operator", metavar="NAME", help="Who does this.  [default: the login name]")
+
+
+def operator_name(operator: str | None) -> str:
+    """The name given, else the login name. Raises UsageError where there is none."""
+    try:
+        return getpass.getuser() if operator is None else operator
+    except (OSError, KeyError):
+        raise UsageError("there is no login name here; say who you are with --operator NAME") from None
 
 
 def action_of(action: str, operator: str | None, reason: str) -> Action:
     """The record of an action to come. Raises UsageError for a blank or unstorable text."""
-    if operator is None:
-        try:
-            operator = getpass.getuser()
-        except (OSError, KeyError):
-            raise UsageError("there is no login name here; say who you are with --operator NAME") from None
-    return Action(_text("--operator", operator), action, _text("--reason", reason))
+    return Action(_text("--operator", operator_name(operator)), action, _text("--reason", reason))
 
 
 def _text(name: str, text: str) -> str:

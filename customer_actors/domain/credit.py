@@ -46,9 +46,9 @@ def fold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result
         case EventType.CREDIT_LIMIT_CHANGED:
             return _limit_changed(account, event)
         case EventType.CREDIT_SUSPENDED:
-            return _suspended(account, event)
+            return _suspended(account, event, rules, ledger)
         case EventType.CREDIT_LIFTED:
-            return _lifted(account, event)
+            return _lifted(account, event, rules, ledger)
         case _:
             return Result(account)
 
@@ -137,25 +137,45 @@ def _limit_changed(account: Account, event: Event) -> Result:
     return Result(account._replace(limit_minor=event.amount_minor))
 
 
-def _suspended(account: Account, event: Event) -> Result:
-    """A person's suspension outranks the nightly run's, never the other way round [C7]."""
+def _suspended(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+    """A person's suspension outranks the nightly run's, never the other way round [C7].
+
+    The nightly run looked before it appended, so its reason is looked at again: money may have come in between.
+    """
     automatic = bool(detail_of(event).get("automatic"))
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
     if account.status == SUSPENDED and (automatic or not account.automatic):
         return Result(account, duplicate=True)
+    if automatic and not _too_late(event, rules, ledger):
+        return Result(account, refused="nothing is overdue for too long any more")
     return Result(account._replace(status=SUSPENDED, automatic=automatic))
 
 
-def _lifted(account: Account, event: Event) -> Result:
-    """The nightly run lifts only what it suspended itself [C7]."""
+def _lifted(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+    """The nightly run lifts only what it suspended itself, and only while nothing is overdue for too long [C7]."""
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
     if account.status == ACTIVE:
         return Result(account, duplicate=True)
-    if detail_of(event).get("automatic") and not account.automatic:
-        return Result(account, refused="the account was suspended by hand")
+    if detail_of(event).get("automatic"):
+        if not account.automatic:
+            return Result(account, refused="the account was suspended by hand")
+        if _too_late(event, rules, ledger):
+            return Result(account, refused="something is overdue for too long again")
     return Result(account._replace(status=ACTIVE, automatic=False))
+
+
+def _too_late(event: Event, rules: Rules, ledger: Ledger) -> bool:
+    """Whether the oldest open usage is more than suspend_after_days late on the date the nightly run is for [C7]."""
+    as_of = date.fromisoformat(detail_of(event)["as_of"])
+    oldest = next(ledger.open_usages(), None)
+    return oldest is not None and oldest.due_date < suspension_cutoff(as_of, rules).isoformat()
+
+
+def suspension_cutoff(as_of: date, rules: Rules) -> date:
+    """An account with something open that was due before this date is suspended on `as_of` [C7]."""
+    return as_of - timedelta(days=rules.suspend_after_days)
 
 
 def _use(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:

@@ -91,7 +91,8 @@ class Ledger:
     Nothing in it is found by searching, so that an event costs what it touches, however long the customer's history.
     It need not be complete. Needed for an event: the usages it names, with their allocations and the payments of these
     for a cancellation; as many of the oldest open usages as its money can reach, and as many of the oldest idle
-    payments as its usage can take; the usages that those payments name.
+    payments as its usage can take; the usages that those payments name; and the oldest usage that is still open for an
+    automatic suspension or lifting.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,10 @@ every position.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+HELD: Final = "held"
+"""The queue of the retries of held groups."""
 
 
 class Overdue(NamedTuple):
@@ -29,13 +32,16 @@ class Ringing(Protocol):
 
 
 def sweep(found: Overdue, ringer: Ringing, busy: Callable[[str], bool], forget: Callable[[Sequence[int]], None]) -> int:
-    """Ring every actor that is behind, unless its queue still has messages; returns how many groups were rung."""
+    """Ring every actor that is behind, unless its queue still has messages; returns how many groups were rung.
+
+    So with late holds: rung while their queue is full they would be rung faster than they can be tried.
+    """
     rung = 0
     for actor, groups in found.behind.items():
         if groups and not busy(actor):
             ringer.ring_actor(actor, groups)
             rung += len(groups)
-    for actor, group in found.held:
+    for actor, group in found.held if found.held and not busy(HELD) else ():
         ringer.ring_held(actor, group, 0)
     forget(found.answered)
     return rung

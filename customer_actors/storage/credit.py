@@ -141,13 +141,15 @@ def _reach(
 ) -> tuple[dict[int, int], dict[int, int]]:
     """By customer: the most money that may look for open usages, and the most use that may look for idle money.
 
-    Of a usage that ends, a part is money that is free again and the rest is use that is gone: both move the reach.
+    Of a usage that ends, a part is money that is free again and the rest is use that is gone: both move the reach. One
+    minor unit more than all that can be paid reaches the oldest usage that stays open.
     """
     money, use = Counter[int](), Counter[int]()
     for group, account in accounts.items():
         money[group], use[group] = account.unapplied_minor + account.suspense_minor, account.used_minor
     for event in events:
         money[event.customer] += event.amount_minor if event.type == EventType.PAYMENT_RECEIVED else 0
+        money[event.customer] += event.type in _LOOKS_AT_OLDEST
         use[event.customer] += event.amount_minor if event.type in _NAMES_SALE else 0
     for (group, _), usage in ending.items():
         money[group] += usage.amount_minor
@@ -204,6 +206,7 @@ def _oldest(database: Database, what: _Oldest, wanted: Mapping[int, int]) -> lis
 
 
 _NAMES_ORDER = frozenset({EventType.ORDER_CANCELLED, EventType.CREDIT_CHARGED})
+_LOOKS_AT_OLDEST = frozenset({EventType.CREDIT_SUSPENDED, EventType.CREDIT_LIFTED})
 _NAMES_SALE = SALE_TYPES | {EventType.CREDIT_CHARGED}
 
 

@@ -167,9 +167,7 @@ def sorted_errors(database: Database) -> Iterator[None]:
     try:
         yield
     except (peewee.PeeweeException, psycopg2.Error, sqlite3.Error, OverflowError) as error:
-        cause: BaseException = (
-            error.__cause__ if isinstance(error, peewee.PeeweeException) and error.__cause__ else error
-        )
+        cause = _cause(error)
         if _data_fault(cause):
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()
@@ -186,6 +184,12 @@ def sorted_errors(database: Database) -> Iterator[None]:
     except Outage:  # of a statement inside this transaction
         database.release()
         raise
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The driver's error, which peewee keeps inside its own, or inside its own around that."""
+    inner = getattr(error, "orig", None) if isinstance(error, peewee.PeeweeException) else None
+    return error if inner is None else _cause(inner)
 
 
 def _data_fault(error: BaseException) -> bool:

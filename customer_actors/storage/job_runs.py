@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
+from zoneinfo import ZoneInfo
 
-from customer_actors.errors import Outage
+from customer_actors.domain.events import business_date
+from customer_actors.errors import Outage, UsageError
 from customer_actors.storage.database import Database, Row, columns
 from customer_actors.storage.postgresql import PostgresDatabase
 
@@ -63,6 +65,16 @@ _OLDER_OPEN: Final = (
     "SELECT 1 FROM job_run WHERE job = ? AND as_of < ? AND done_us IS NULL AND failures = 0 AND NOT dry_run LIMIT 1"
 )
 _PLANNED: Final = "SELECT 1 FROM job_run WHERE job = ? AND slot = ? AND planned_us IS NOT NULL AND done_us IS NULL"
+_TOTALS: Final = (
+    "UPDATE job_run AS r SET done_us = ?, error = NULL, (chunks, examined, changed) = (SELECT count(*), "
+    "coalesce(sum(c.examined), 0), coalesce(sum(c.changed), 0) FROM job_chunk c "
+    "WHERE c.job = r.job AND c.slot = r.slot) WHERE r.job = ? AND r.slot = ?"
+)
+_FORGET: Final = (
+    "DELETE FROM job_chunk WHERE job = ? AND slot <> ? AND slot IN "
+    "(SELECT slot FROM job_run WHERE job = ? AND done_us IS NOT NULL AND (dry_run OR as_of <= ?))"
+)
+"""The newest run's chunks tell whom it looked at [R7]; those of earlier dates tell nothing any more."""
 _MOST_DOUBLINGS: Final = 6
 
 _in_work: set[tuple[Any, ...]] = set()
@@ -75,6 +87,29 @@ def claim(database: Database, run: Run, now_us: int) -> bool:
     with database.transaction():
         row = (run.job, run.slot, run.as_of.isoformat(), run.dry_run, now_us)
         return bool(database.execute(sql, row).rowcount)
+
+
+FIRST_DATE: Final = date(1970, 1, 1)
+LAST_DATE: Final = date(9000, 1, 1)
+
+
+def require_begun(run: Run, now_us: int, zone: ZoneInfo) -> None:
+    """Refuse a run for a date that has not begun, which only a dry run may look at. One day is left to hosts that
+    disagree about the date.
+
+    Raises:
+        UsageError: likewise for a date before FIRST_DATE, when no event can be, or after LAST_DATE.
+    """
+    if not FIRST_DATE <= run.as_of <= LAST_DATE:
+        raise UsageError(f"{run.as_of} is no date of business: choose one from {FIRST_DATE} to {LAST_DATE}")
+    if not run.dry_run and run.as_of > business_date(now_us, zone) + timedelta(days=1):
+        raise UsageError(f"{run.as_of} lies ahead: choose a date that has begun, or --dry-run")
+
+
+def later_began(database: Database, run: Run) -> bool:
+    """Whether a run of the same job for a later date has begun; dry runs are no runs."""
+    sql = "SELECT 1 FROM job_run WHERE job = ? AND as_of > ? AND planned_us IS NOT NULL AND NOT dry_run LIMIT 1"
+    return bool(database.query(sql, (run.job, run.as_of.isoformat())))
 
 
 def run_of(database: Database, job: str, slot: str) -> Run | None:
@@ -164,8 +199,9 @@ def finish(database: Database, job: NightlyJob, run: Run, now_us: int) -> bool:
         if row is None or row.done or not row.planned or open_chunks(database, run):
             return False
         job.finish(run, now_us)
-        sql = "UPDATE job_run SET done_us = ?, error = NULL WHERE job = ? AND slot = ?"
-        database.execute(sql, (now_us, run.job, run.slot))
+        database.execute(_TOTALS, (now_us, run.job, run.slot))
+        if not run.dry_run:
+            database.execute(_FORGET, (run.job, run.slot, run.job, run.as_of.isoformat()))
         return True
 
 
@@ -282,11 +318,11 @@ class Progress(NamedTuple):
 
 _PROGRESS: Final = (
     "SELECT r.job, r.slot, r.as_of, r.dry_run, r.claimed_us, r.planned_us, r.done_us, r.failures, r.error, "
-    "count(c.number), count(c.done_us), CAST(coalesce(sum(c.examined), 0) AS bigint), "
-    "CAST(coalesce(sum(c.changed), 0) AS bigint) "
-    "FROM job_run r LEFT JOIN job_chunk c ON c.job = r.job AND c.slot = r.slot WHERE {which} "
-    "GROUP BY r.job, r.slot, r.as_of, r.dry_run, r.claimed_us, r.planned_us, r.done_us, r.failures, r.error "
-    "ORDER BY r.job, r.claimed_us, r.slot"
+    "r.chunks + count(c.number), r.chunks + count(c.done_us), "
+    "r.examined + CAST(coalesce(sum(c.examined), 0) AS bigint), "
+    "r.changed + CAST(coalesce(sum(c.changed), 0) AS bigint) "
+    "FROM job_run r LEFT JOIN job_chunk c ON c.job = r.job AND c.slot = r.slot AND r.done_us IS NULL WHERE {which} "
+    "GROUP BY r.job, r.slot ORDER BY r.job, r.claimed_us, r.slot"
 )
 _NEWEST: Final = (
     "NOT r.dry_run AND r.claimed_us = (SELECT max(x.claimed_us) FROM job_run x WHERE x.job = r.job AND NOT x.dry_run)"

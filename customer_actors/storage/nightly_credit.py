@@ -8,13 +8,12 @@ after the repairs: suspensions and liftings are appended as events and folded li
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 
-from customer_actors.domain.credit import settle_idle
+from customer_actors.domain.credit import settle_idle, suspension_cutoff
 from customer_actors.domain.credit_book import Account, Ledger, Result
 from customer_actors.domain.events import EventType, Message, iso
 from customer_actors.domain.routing import CREDIT
@@ -24,7 +23,7 @@ from customer_actors.storage.credit import ALLOCATION, PAYMENT_CHANGES, STATE, t
 from customer_actors.storage.database import Row, columns
 from customer_actors.storage.draining import drain
 from customer_actors.storage.drift import JOB, SUSPEND, reconciliation_of, report_ageing, report_drift
-from customer_actors.storage.job_runs import Chunk, Done, Run
+from customer_actors.storage.job_runs import Chunk, Done, Run, later_began, require_begun
 from customer_actors.storage.reconcile import Aged, Checked, aged, check, chunks, examined, suspects
 from customer_actors.storage.rules import number_of
 
@@ -57,7 +56,12 @@ class NightlyCredit:
         self._chunk_customers = chunk_customers
 
     def plan(self, run: Run, now_us: int) -> Sequence[Chunk]:
-        """The credit customers of every organization, in chunks."""
+        """The credit customers of every organization, in chunks.
+
+        Raises:
+            UsageError: the date lies ahead: accounts would be suspended early.
+        """
+        require_begun(run, now_us, self.stores.current_rules.zone)
         return chunks(self.database, self._chunk_customers)
 
     def work(self, run: Run, chunk: Chunk, now_us: int, done: Done) -> None:
@@ -144,10 +148,12 @@ class NightlyCredit:
     def _age(self, run: Run, chunk: Chunk, now_us: int) -> int:
         """Suspend and lift by events [C7]; returns how many were appended.
 
-        Nothing is done about a customer with events that wait behind others' locks: the next night looks again.
+        Nothing is done about a customer with events that wait behind others' locks: the next night looks again. Nor
+        about anybody by a run that comes too late, as it would lift whom a later date's has suspended.
         """
-        cutoff = run.as_of - timedelta(days=self.stores.current_rules.suspend_after_days)
-        look = partial(aged, self.database, chunk, cutoff)
+        if later_began(self.database, run):
+            return 0
+        look = partial(aged, self.database, chunk, suspension_cutoff(run.as_of, self.stores.current_rules))
         found = look()
         behind = [one.customer for one in found if not one.at_head]
         if behind:

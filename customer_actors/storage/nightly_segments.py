@@ -25,10 +25,10 @@ from customer_actors.domain.segmentation import (
     quintiles,
 )
 from customer_actors.domain.stats import Stats
-from customer_actors.errors import DataFault, UsageError
+from customer_actors.errors import DataFault
 from customer_actors.groups.advance import advance
 from customer_actors.storage.database import Database, Row, columns
-from customer_actors.storage.job_runs import Chunk, Done, Run
+from customer_actors.storage.job_runs import Chunk, Done, Run, require_begun
 from customer_actors.storage.postgresql import PostgresDatabase
 from customer_actors.storage.segmentation import (
     SEGMENT,
@@ -110,11 +110,9 @@ class NightlySegments:
         move its customers back. A snapshot for the same date, of an earlier run, is used again.
 
         Raises:
-            UsageError: the date lies ahead, so that this snapshot would stand in the way of every night until then. One
-            day is left to hosts and business time zones that disagree about the date.
+            UsageError: the date lies ahead, so that this snapshot would stand in the way of every night until then.
         """
-        if not run.dry_run and run.as_of > business_date(now_us, self.rules.zone) + timedelta(1):
-            raise UsageError(f"{run.as_of} lies ahead: choose a date that has begun, or --dry-run")
+        require_begun(run, now_us, self.rules.zone)
         if isinstance(self.database, PostgresDatabase):  # ranking millions takes longer than a statement usually may
             self.database.execute(f"SET LOCAL statement_timeout = '{MOST_PLANNING_S}s'")
         chunks: list[Chunk] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from customer_actors.domain.events import business_date
-from customer_actors.domain.routing import LOYALTY, SEGMENTATION, WAKES
+from customer_actors.domain.routing import LOYALTY, SEGMENTATION, STATS, WAKES
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.stats import Stats
 from customer_actors.errors import DataFault
@@ -85,7 +85,8 @@ class Rebuild:
         self._dry_run = dry_run
         self._window = window
         self._stores = Stores(database, rules)
-        self._audit = Audit(database, rules, (actor,), window)
+        # A segment is made of the statistics: of wrong ones it would be made wrong.
+        self._audit = Audit(database, rules, (STATS, actor) if actor == SEGMENTATION else (actor,), window)
         self._unrecorded: Action | None = None
 
     def run(
@@ -98,8 +99,12 @@ class Rebuild:
         self._unrecorded = by._replace(actor=self._actor)
         for page in pages(self._database, scope, self._window):
             found: dict[int, list[Finding]] = {}
-            for _, finding in self._audit.findings(page):
-                found.setdefault(finding.customer, []).append(finding)
+            for actor, finding in self._audit.findings(page):
+                if actor == self._actor or finding.kind == "elsewhere":
+                    found.setdefault(finding.customer, []).append(finding)
+                elif finding.kind in ("state", "row", "failed"):
+                    told = finding._replace(kind="statistics", field=f"{actor} {finding.field}")
+                    found.setdefault(finding.customer, []).append(told)
             self.rebuilt.events = self._audit.checked.events
             for customer in page:
                 yield from self._outcomes(customer, found.pop(customer.number, []), scope, now_us())
@@ -107,7 +112,8 @@ class Rebuild:
             progress(self.rebuilt.customers)
 
     def _outcomes(self, customer: Customer, found: Sequence[Finding], scope: Scope, now_us: int) -> Iterator[Outcome]:
-        done = [(_BECOMES.get(finding.kind, REPORTED), finding) for finding in found]
+        wrong = any(finding.kind == "statistics" for finding in found)  # they are rebuilt first
+        done = [(REPORTED if wrong else _BECOMES.get(finding.kind, REPORTED), finding) for finding in found]
         if not self._dry_run and any(what != REPORTED for what, _ in done):
             if scope.customer_id is not None and self._unrecorded is not None:
                 self._unrecorded = self._unrecorded._replace(customer=customer.number)

@@ -83,8 +83,8 @@ BEGIN
             ('worker', 'DELETE', 'bell'),
             -- The nightly jobs.
             ('worker', 'INSERT', 'rfm_cuts credit_drift credit_ageing'),
-            ('worker', 'UPDATE (planned_us, done_us, failures, failed_us, error)', 'job_run'),
-            ('worker', 'INSERT, UPDATE (done_us, examined, changed)', 'job_chunk'),
+            ('worker', 'UPDATE (planned_us, done_us, failures, failed_us, error, chunks, examined, changed)', 'job_run'),
+            ('worker', 'INSERT, DELETE, UPDATE (done_us, examined, changed)', 'job_chunk'),
             ('scheduler', 'SELECT, INSERT', 'job_run'),
             ('scheduler', 'SELECT', 'job_chunk'),
             -- Operators: what they did is recorded and stays.

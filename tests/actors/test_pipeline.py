@@ -1,21 +1,17 @@
 """The actors on Dramatiq's in-process broker with a real worker: bells answered, holds retried, outages survived."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.errors import ConnectionClosed
 from structlog.testing import capture_logs
 
 from customer_actors.actors import pipeline as pipeline_module
-from customer_actors.actors.broker import make_broker
-from customer_actors.actors.pipeline import Pipeline, now_us
-from customer_actors.actors.sweeper import Sweeper
+from customer_actors.actors.pipeline import now_us
 from customer_actors.domain.events import Event
 from customer_actors.domain.loyalty import fold as loyalty_fold
 from customer_actors.domain.routing import ACTORS
@@ -25,69 +21,18 @@ from customer_actors.groups.advance import advance
 from customer_actors.storage import loyalty, triage
 from customer_actors.storage.holds import next_try_of
 from customer_actors.storage.operators import Action
-from customer_actors.storage.overdue import all_behind
+from tests.actors.working import Running, running
 from tests.model.examples import cancellation, opened, order, payment
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
 from tests.storage.support import NOW_US, Storage
 from tests.storage.test_outage import end_connections
 
-THREADS = 4
 CROWD = 50
 
 Broken = Callable[[Event], None]
 
 WAITING = "SELECT head_loyalty - position FROM customer JOIN loyalty_state ON customer = id WHERE customer_id = ?"
-
-
-class Seen(dramatiq.Middleware):
-    """(actor, what it raised) of every message processed."""
-
-    def __init__(self) -> None:
-        self.processed: list[tuple[str, type[BaseException] | None]] = []
-
-    def after_process_message(
-        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        self.processed.append((message.actor_name, type(exception) if exception else None))
-
-
-class Running:
-    """A pipeline with a worker."""
-
-    def __init__(self, storage: Storage, round_events: int, clock: Callable[[], int]) -> None:
-        self.storage = storage
-        self.seen = Seen()
-        self.broker = make_broker(None)
-        self.broker.add_middleware(self.seen)
-        self.pipeline = Pipeline(self.broker, storage.stores(round_events), clock=clock)
-
-    def take(self, *messages: Any) -> None:
-        """Append one batch and ring its bell."""
-        self.pipeline.ring(self.storage.append(messages).bell)
-
-    def idle(self) -> bool:
-        """Whether no message waits, is delayed or is worked on."""
-        assert isinstance(self.broker, StubBroker)
-        return not any(queue.unfinished_tasks for queue in self.broker.queues.values())
-
-    def through(self) -> bool:
-        return not any(all_behind(self.storage.stores()).values())
-
-
-@contextmanager
-def running(
-    storage: Storage, *, round_events: int = 500, clock: Callable[[], int] = now_us, sweep_s: float | None = None
-) -> Iterator[Running]:
-    service = Running(storage, round_events, clock)
-    if sweep_s is not None:
-        service.broker.add_middleware(Sweeper(service.pipeline, sweep_s))
-    worker = dramatiq.Worker(service.broker, worker_threads=THREADS, worker_timeout=20)
-    worker.start()
-    try:
-        yield service
-    finally:
-        worker.stop(timeout=10_000)
 
 
 @pytest.fixture
@@ -312,56 +257,3 @@ def test_time_used_up_rings_the_actor_itself_for_the_rest(storage: Storage, monk
         wait_until(service.idle)
         assert service.through()
     assert Counter(service.seen.processed)["loyalty", None] == 7
-
-
-class Away(StubBroker):
-    """Takes declarations, refuses messages."""
-
-    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
-        raise ConnectionClosed("away")  # type: ignore[no-untyped-call]
-
-
-def test_a_broker_that_is_away_costs_no_error_and_the_bell_row_stays(storage: Storage) -> None:
-    pipeline = Pipeline(Away(middleware=[]), storage.stores())
-    bell = storage.append([order("1", "10")]).bell
-    with capture_logs() as logs:
-        pipeline.ring(bell)
-        pipeline.ring_actor("stats", [storage.number()])
-        pipeline.ring_held("stats", storage.number(), 1)
-        assert pipeline.advance("stats", [storage.number()]).applied == 1
-    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["not rung"] * 4
-    assert storage.value("SELECT count(*) FROM bell") == 1
-
-
-def test_purged_queues_and_lost_bells_cost_one_sweep(storage: Storage) -> None:
-    with running(storage, sweep_s=0.05) as service:
-        for number in range(5):
-            service.storage.append([order(str(number), "10"), order(f"{number}-2", "10", customer_id="c2")], now_us())
-        wait_until(service.through)
-        wait_until(lambda: storage.value("SELECT count(*) FROM bell") == 0)
-
-
-def test_start_up_rings_whoever_waits_whatever_became_of_the_bell(storage: Storage) -> None:
-    storage.append([order("1", "10", on_credit=True)])
-    storage.database.execute("DELETE FROM bell")
-    with running(storage, sweep_s=3_600) as service:
-        wait_until(service.through)
-
-
-MALFORMED: dict[str, tuple[Any, ...]] = {
-    "dispatcher": ({"no.such.type": [1]},),
-    "stats": ("x",),
-    "loyalty": (),
-    "held": (1,),
-}
-
-
-def test_malformed_internal_messages_take_no_thread_away(storage: Storage) -> None:
-    with running(storage) as service:
-        for _ in range(2 * THREADS):
-            for name, arguments in MALFORMED.items():
-                message: dramatiq.Message[Any] = dramatiq.Message(name, name, arguments, {}, {})
-                service.broker.enqueue(message)
-        service.take(order("1", "10"))
-        wait_until(service.through)
-    assert any(raised for _, raised in service.seen.processed)

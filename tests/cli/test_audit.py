@@ -37,6 +37,8 @@ def test_audit_names_what_differs_and_ends_with_1(shop: Shop) -> None:
         "stats cancelled_orders stored 7, expected 1",
         "credit used stored 0.05, expected 0.00",
         "audit: 2 differences, 1 customer, 9 events and 12 ledger rows compared",
+        "next: customer-actors rebuild stats --dry-run --reason TEXT",
+        "next: customer-actors rebuild credit --dry-run --reason TEXT",
     ]
     document = shop.json("audit")
     assert not document["ok"]
@@ -59,7 +61,7 @@ def test_text_is_bounded_per_customer_and_json_is_not(shop: Shop) -> None:
     lines = shop.run("audit").stdout.splitlines()
     assert lines[21] == "  and 12 more; --json has them all"
     assert lines[22].split() == ["c2", "organization", "org-1"]
-    assert lines[-1].startswith("audit: 35 differences, ")
+    assert lines[-2].startswith("audit: 35 differences, ")
     assert len(shop.json("audit")["differences"]) == 35
 
 

@@ -11,7 +11,7 @@ from customer_actors.storage.job_runs import Run
 from customer_actors.storage.nightly_credit import NightlyCredit
 from customer_actors.storage.schema import migrate
 from tests.cli.shop import ESCAPED, HOSTILE, Shop, is_harmless
-from tests.model.examples import JUNE_1_US, TODAY, opened, order, payment
+from tests.model.examples import DAY_US, JUNE_1_US, TODAY, opened, order, payment
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_limit_below_what_is_used_leaves_nothing_to_charge(shop: Shop) -> None
 
 
 def test_who_and_why_stand_in_the_stream_and_are_explained(shop: Shop) -> None:
-    given = ("--org", "org-1", "--by", "anna", "--reason", "cheque came back")
+    given = ("--org", "org-1", "--operator", "anna", "--reason", "cheque came back")
     shop.run("credit", "suspend", "c1", *given)
     detail = json.loads(shop.events()[-1].detail or "")
     as_of = detail.pop("as_of")
@@ -101,7 +101,7 @@ def test_hostile_names_are_escaped_where_they_are_shown(shop: Shop) -> None:
         (("lift", "nobody"), "is unknown"),
         (("limit", "c1", "-5"), "AMOUNT"),
         (("limit", "c1", "1,000"), "AMOUNT"),
-        (("suspend", "c1", "--by", " "), "name"),
+        (("suspend", "c1", "--operator", " "), "name"),
         (("lift", "c1", "--reason", "x" * 501), "reason"),
         (("drift", "--run", "7"), "there is no reconciliation 7"),
     ],
@@ -158,9 +158,10 @@ def test_drift_is_told_as_customer_field_stored_expected_of_any_run_and_ends_wit
 
 def test_whom_a_night_suspended_is_told(shop: Shop) -> None:
     run, job = Run("credit", "late", TODAY.replace(year=2025)), NightlyCredit(shop.stores())
-    job_runs.claim(shop.database, run, JUNE_1_US)
-    job_runs.plan(shop.database, job, run, JUNE_1_US)
-    job_runs.work(shop.database, job, run, 1, JUNE_1_US)
+    now_us = JUNE_1_US + 400 * DAY_US
+    job_runs.claim(shop.database, run, now_us)
+    job_runs.plan(shop.database, job, run, now_us)
+    job_runs.work(shop.database, job, run, 1, now_us)
     aged = {"organization_id": "org-1", "customer_id": "c1", "action": "suspend", "oldest_due_date": "2024-07-01"}
     assert shop.json("credit", "drift")["aged"] == [aged]
     told = shop.run("credit", "drift")

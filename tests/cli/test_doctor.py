@@ -102,6 +102,35 @@ def test_an_embedded_database_that_is_well_is_ok_and_a_missing_one_names_migrate
     assert "0 problems, 0 warnings" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({"path": "/no such"}, "createdb -h 127.0.0.1 -p {port} 'no such'"),
+        ({"user": "nobody"}, "edit .env    # user and password in DATABASE_URL"),
+        ({"query": "sslmode=require"}, "edit .env    # sslmode"),
+        ({"port": 9}, "pg_isready -h 127.0.0.1 -p 9"),
+    ],
+)
+def test_a_database_that_cannot_be_connected_to_names_the_command_for_what_it_says(
+    postgres_url: str, change: dict[str, Any], fix: str
+) -> None:
+    parts = urlsplit(postgres_url)
+    netloc = f"{change.pop('user', parts.username)}@127.0.0.1:{change.pop('port', parts.port)}"
+    connected, (found,) = look_at_database(
+        load_settings({"DATABASE_URL": parts._replace(netloc=netloc, **change).geturl().replace(" ", "%20")})
+    )
+    assert (connected, found.verdict) == (False, PROBLEM)
+    assert found.fix[0].startswith(fix.format(port=parts.port)), found
+
+
+def test_a_file_that_is_no_database_is_a_matter_of_settings_and_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "shop.db"
+    file.write_text("no database at all " * 1000)
+    env = {"DATABASE_URL": f"sqlite:///{file}"}
+    assert "check DATABASE_URL" in doctor(**env).stdout
+    assert CliRunner().invoke(main, ["health", "ready"], env=env).exit_code == 1
+
+
 def test_an_old_schema_names_migrate(postgres_url: str) -> None:
     found = database_findings(postgres_url)
     assert found["schema"].fix == ["customer-actors migrate"]

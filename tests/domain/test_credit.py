@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 
@@ -48,12 +48,13 @@ def limit_to(limit: int) -> Event:
     return BLANK._replace(type=EventType.CREDIT_LIMIT_CHANGED, amount_minor=limit)
 
 
-def suspend(by_night: bool) -> Event:
-    return BLANK._replace(type=EventType.CREDIT_SUSPENDED, detail=json.dumps({"automatic": True}) if by_night else None)
+def suspend(by_night: bool, as_of: str = "2100-01-01") -> Event:
+    detail = json.dumps({"automatic": True, "as_of": as_of}) if by_night else None
+    return BLANK._replace(type=EventType.CREDIT_SUSPENDED, detail=detail)
 
 
-def lift(by_night: bool) -> Event:
-    return BLANK._replace(type=EventType.CREDIT_LIFTED, detail=json.dumps({"automatic": by_night}))
+def lift(by_night: bool, as_of: str = "1970-01-01") -> Event:
+    return BLANK._replace(type=EventType.CREDIT_LIFTED, detail=json.dumps({"automatic": by_night, "as_of": as_of}))
 
 
 class Books:
@@ -207,7 +208,7 @@ CHARGE_CASES: list[tuple[Sequence[Event], Event, str]] = [
     ([], charge("A", 9), "no credit account"),
     ([pay(50)], charge("A", 9), "no credit account"),
     ([opened(10), suspend(False)], charge("A", 99), "suspended"),
-    ([opened(10), suspend(True)], charge("A", 9), "suspended"),
+    ([opened(20), sale("L", 1), suspend(True)], charge("A", 9), "suspended"),
     ([opened(10)], charge("A", 11), "more than"),
     ([opened(10), sale("B", 4)], charge("A", 7), "more than"),
     ([opened(10), pay(5)], charge("A", 16), "more than"),
@@ -217,7 +218,7 @@ CHARGE_CASES: list[tuple[Sequence[Event], Event, str]] = [
     ([opened(10), sale("B", 4)], charge("A", 6), "applied"),
     ([opened(10), pay(5)], charge("A", 15), "applied"),
     ([opened(0), pay(5)], charge("A", 5), "applied"),
-    ([opened(10), suspend(True), lift(True)], charge("A", 10), "applied"),
+    ([opened(11), sale("L", 1), suspend(True), lift(True)], charge("A", 10), "applied"),
     ([opened(10), sale("A", 9, POS)], charge("A", 1), "applied"),
 ]
 
@@ -258,6 +259,7 @@ def test_a_sale_is_recorded_and_flagged(before: list[Event], amount: int, over_l
 NONE, BY_HAND, BY_NIGHT = (None, False), ("suspended", False), ("suspended", True)
 RUNNING = ("active", False)
 
+LATE = (opened(), sale("L", 9))
 STATUS_CASES: list[tuple[Sequence[Event], Event, tuple[str | None, bool], str]] = [
     ([], opened(), RUNNING, "applied"),
     ([opened(5, 7)], opened(5, 7), RUNNING, "duplicate"),
@@ -268,23 +270,31 @@ STATUS_CASES: list[tuple[Sequence[Event], Event, tuple[str | None, bool], str]] 
     ([], limit_to(5), NONE, "refused"),
     ([opened()], limit_to(0), RUNNING, "applied"),
     ([opened(7)], limit_to(7), RUNNING, "duplicate"),
-    ([opened(), suspend(True)], limit_to(5), BY_NIGHT, "applied"),
+    ([*LATE, suspend(True)], limit_to(5), BY_NIGHT, "applied"),
     ([], suspend(False), NONE, "refused"),
     ([opened()], suspend(False), BY_HAND, "applied"),
-    ([opened()], suspend(True), BY_NIGHT, "applied"),
-    ([opened(), suspend(True)], suspend(True), BY_NIGHT, "duplicate"),
-    ([opened(), suspend(True)], suspend(False), BY_HAND, "applied"),
+    (LATE, suspend(True), BY_NIGHT, "applied"),
+    ([*LATE, suspend(True)], suspend(True), BY_NIGHT, "duplicate"),
+    ([*LATE, suspend(True)], suspend(False), BY_HAND, "applied"),
     ([opened(), suspend(False)], suspend(False), BY_HAND, "duplicate"),
     ([opened(), suspend(False)], suspend(True), BY_HAND, "duplicate"),
     ([], lift(False), NONE, "refused"),
     ([opened()], lift(False), RUNNING, "duplicate"),
     ([opened()], lift(True), RUNNING, "duplicate"),
-    ([opened(), suspend(True)], lift(True), RUNNING, "applied"),
-    ([opened(), suspend(True)], lift(False), RUNNING, "applied"),
+    ([*LATE, suspend(True)], lift(True), RUNNING, "applied"),
+    ([*LATE, suspend(True)], lift(False), RUNNING, "applied"),
     ([opened(), suspend(False)], lift(False), RUNNING, "applied"),
     ([opened(), suspend(False)], lift(True), BY_HAND, "refused"),
-    ([opened(), suspend(True), suspend(False)], lift(True), BY_HAND, "refused"),
-    ([opened(), suspend(False), lift(False), suspend(True)], lift(True), RUNNING, "applied"),
+    ([*LATE, suspend(True), suspend(False)], lift(True), BY_HAND, "refused"),
+    ([*LATE, suspend(False), lift(False), suspend(True)], lift(True), RUNNING, "applied"),
+    # What the night saw is looked at again.
+    ([opened()], suspend(True), RUNNING, "refused"),
+    ([*LATE, pay(9)], suspend(True), RUNNING, "refused"),
+    ([*LATE, pay(8)], suspend(True), BY_NIGHT, "applied"),
+    ([*LATE, cancel("L")], suspend(True), RUNNING, "refused"),
+    ([*LATE, suspend(True), pay(9)], lift(True, "2100-01-01"), RUNNING, "applied"),
+    ([*LATE, suspend(True)], lift(True, "2100-01-01"), BY_NIGHT, "refused"),
+    ([*LATE, suspend(True)], lift(False), RUNNING, "applied"),
 ]
 
 
@@ -324,3 +334,11 @@ def test_usage_status_is_read_from_the_date(outstanding: int, cancelled: int | N
 def test_a_redemption_is_not_about_credit() -> None:
     books = Books(opened(), sale("A", 9))
     assert books.take(BLANK._replace(type=EventType.LOYALTY_REDEEMED, amount_minor=5)) == Result(books.account)
+
+
+@pytest.mark.parametrize(("days", "status"), [(30, "active"), (31, "suspended")])
+def test_late_means_more_days_than_the_rules_of_the_event_say(days: int, status: str) -> None:
+    books = Books(*LATE)
+    due = date.fromisoformat(next(books.ledger.open_usages()).due_date)
+    books.take(suspend(True, (due + timedelta(days=days)).isoformat()))
+    assert books.account.status == status

@@ -54,6 +54,10 @@ def command(type_: EventType, amount: int = 0, **detail: object) -> Event:
     return BLANK._replace(type=type_, reference="R", amount_minor=amount, detail=json.dumps(detail) if detail else None)
 
 
+def by_night(as_of: str) -> Event:
+    return command(EventType.CREDIT_SUSPENDED, automatic=True, as_of=as_of)
+
+
 OPENED = command(EventType.CREDIT_OPENED, 10_000)
 
 
@@ -142,8 +146,10 @@ CASES: list[tuple[str, Sequence[Event], str, tuple[str, str, str]]] = [
     ("a limit of no account", [command(EventType.CREDIT_LIMIT_CHANGED, 5000)], CREDIT,
      ("C9", "refused", "refused: there is no credit account")),
     ("a suspension", [OPENED, command(EventType.CREDIT_SUSPENDED)], CREDIT, ("C7", "applied", "suspended by hand")),
-    ("a suspension by night", [OPENED, command(EventType.CREDIT_SUSPENDED, automatic=True)], CREDIT,
+    ("a suspension by night", [OPENED, till("T", 50), by_night("2100-01-01")], CREDIT,
      ("C7", "applied", "suspended automatically")),
+    ("a suspension by night of who paid meanwhile", [OPENED, till("T", 50), pay(50), by_night("2100-01-01")], CREDIT,
+     ("C7", "refused", "refused: nothing is overdue for too long any more")),
     ("a suspension lifted", [OPENED, command(EventType.CREDIT_SUSPENDED), command(EventType.CREDIT_LIFTED)], CREDIT,
      ("C7", "applied", "suspension lifted")),
 ]  # fmt: skip

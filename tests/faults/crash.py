@@ -149,10 +149,10 @@ def broken(actor: str, _: Countdown) -> None:
 
     def loaded(*args: Any) -> Any:
         work = load(*args)
-        work.fold = raising  # type: ignore[method-assign]
+        work.fold = raising  # type: ignore[method-assign, assignment]
         return work
 
-    STREAM_STORES[actor].load = loaded  # type: ignore[method-assign]
+    STREAM_STORES[actor].load = loaded  # type: ignore[method-assign, assignment]
 
 
 BROKEN: Final = {"broken": broken}

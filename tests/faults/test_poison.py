@@ -1,4 +1,4 @@
-"""Three shares of everything that goes wrong, at once, and what is left of it; for `make faults`, sized by HEAVY."""
+"""A little of everything that goes wrong, at once, and what is left of it; for `make faults`, sized by HEAVY."""
 
 import os
 import random
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -19,11 +20,10 @@ from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.append import EVENT
 from customer_actors.storage.database import Database
-from customer_actors.storage.opening import open_database
 from customer_actors.storage.views import customer_view
 from tests.faults.check import check, wrong_states
 from tests.faults.conftest import ROWS, SEED
-from tests.faults.heavy import SHARE, sized
+from tests.faults.heavy import SHARE, patient, sized
 from tests.faults.order_log import prove
 from tests.faults.poison import SEED as POISON_SEED
 from tests.faults.poison import failing_tries, is_poison
@@ -92,8 +92,15 @@ def _kill_workers(stage: Stage, rng: random.Random) -> int:
         else:
             stage.until(lambda: not (stage.publisher and stage.publisher.is_alive()), SETTLED_S)
         stage.until(lambda: stage.workers_ready() and bool(stage.worker_children()))
+        main = stage.processes[WORKER].pid
         os.kill(rng.choice(stage.worker_children()), signal.SIGKILL)
+        stage.until(partial(_ended, stage, main))
     return KILLS
+
+
+def _ended(stage: Stage, main: int) -> bool:
+    """Whether the workers' main process is another one: it ends with the first child that is killed."""
+    return stage.processes[WORKER].pid != main
 
 
 def _seldom(condition: Callable[[], bool]) -> Callable[[], bool]:
@@ -120,8 +127,7 @@ def _through_or_parked(stage: Stage) -> bool:
 
 def _judge_parked(stage: Stage, seed: str) -> Holds:
     """Parked is who has poison, for whom it is poison and where; everybody else, and everything before it, is right."""
-    database = open_database(stage.postgres.url(stage.database))
-    try:
+    with patient(stage) as database:
         rules, today = load_settings({}).rules(), datetime.now(UTC).date()
         streams, transient = _streams_with_failures(database, seed)
         expected = _poisoned(streams, seed)
@@ -137,8 +143,6 @@ def _judge_parked(stage: Stage, seed: str) -> Holds:
         proof = prove(lambda sql: database.query(sql)[0][0])
         assert (proof.twice, proof.disorder) == (0, 0)
         return expected
-    finally:
-        database.release()
 
 
 def _streams_with_failures(database: Database, seed: str) -> tuple[dict[int, list[Event]], int]:
@@ -179,12 +183,9 @@ def _until_poison(
 
 
 def _judge_all(stage: Stage, publisher: Publisher, injected: str, recovery_s: float) -> None:
-    database = open_database(stage.postgres.url(stage.database))
-    try:
+    with patient(stage) as database:
         today = datetime.now(UTC).date()
         found = check(database, load_settings({}).rules(), publisher.confirmed, stage.accounts, today)
-    finally:
-        database.release()
     ROWS.append(Row("1 % transient, 0.1 % poison", injected, len(publisher.confirmed), *found[:3], recovery_s))
     assert found.wrong == []
     assert found[:3] == (0, 0, 0)

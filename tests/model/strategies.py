@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from hypothesis import strategies as st
 
 from customer_actors.domain.events import SALE_TYPES, EventType, Message
+from tests.model.stream import AFTER_ALL, BEFORE_ALL
 
 ORGANIZATIONS: Final = ("org-1", "org-1", "org-1", "org-2")
 """Customers, orders and references have the same names in both; most messages go to the first."""
@@ -36,6 +37,9 @@ UNKEYED: Final = frozenset(
     }
 )
 """Types without a business key: each message of these is an event of its own."""
+
+BY_NIGHT: Final = tuple(f'{{"automatic": true, "as_of": "{as_of}"}}' for as_of in (BEFORE_ALL, AFTER_ALL))
+BY_HAND: Final = '{"automatic": false}'
 
 START_US: Final = 1_717_200_000_000_000
 """2024-06-01 00:00 UTC."""
@@ -219,7 +223,7 @@ def _limit(draw: st.DrawFn, book: Book) -> Message:
 
 
 def _suspended(draw: st.DrawFn, book: Book) -> Message:
-    detail = draw(st.sampled_from(('{"automatic": true}', '{"automatic": false}')))
+    detail = draw(st.sampled_from((*BY_NIGHT, BY_HAND, BY_HAND)))
     message = _message(EventType.CREDIT_SUSPENDED, book, draw(st.sampled_from(CUSTOMERS)), "", 0)
     return message._replace(detail=detail)
 

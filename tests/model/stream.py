@@ -21,6 +21,9 @@ State = dict[str, Any]
 SALES: dict[str, Channel] = {EventType.ORDER_COMPLETED: Channel.ORDER, EventType.POS_COMPLETED: Channel.POS}
 """Type of a sale's event -> its channel."""
 
+BEFORE_ALL, AFTER_ALL = date(2000, 1, 1), date(2090, 1, 1)
+"""Dates of nights: nothing is overdue for too long on the one, everything open is on the other [C7]."""
+
 
 def state_of_stream(events: Sequence[Event], rules: Rules, today: date) -> State:
     """The state of one customer whose whole stream, in position order, is `events`.
@@ -208,7 +211,7 @@ def _credit_after(credit: _Credit, event: Event, events: Sequence[Event]) -> Non
                 credit.account.limit_minor = event.amount_minor
         case EventType.CREDIT_SUSPENDED | EventType.CREDIT_LIFTED:
             if credit.account is not None:
-                _suspend_or_lift(credit.account, event)
+                _suspend_or_lift(credit, credit.account, event)
 
 
 def _sold_on_credit(credit: _Credit, charge: Event, events: Sequence[Event]) -> bool:
@@ -236,9 +239,21 @@ def _may_charge(credit: _Credit, account: _Account, charge: Event, events: Seque
     return not (over_the_limit or account.suspended or order_is_cancelled)
 
 
-def _suspend_or_lift(account: _Account, event: Event) -> None:
-    """By hand goes before by night: the night never lifts what a person suspended [C7]."""
-    automatic = bool(json.loads(event.detail or "{}").get("automatic", False))
+def _suspend_or_lift(credit: _Credit, account: _Account, event: Event) -> None:
+    """By hand goes before by night: the night never lifts what a person suspended [C7].
+
+    The night suspends who is late and lifts who is not. This model keeps no due dates: its nights are before all of
+    them, so that nobody is late, or after all of them, so that everybody is who owes anything.
+    """
+    detail = json.loads(event.detail or "{}")
+    automatic = bool(detail.get("automatic", False))
+    if automatic:
+        as_of = date.fromisoformat(detail["as_of"])
+        if BEFORE_ALL < as_of < AFTER_ALL:
+            raise ValueError(f"this model cannot tell who is late on {as_of}")
+        late = as_of >= AFTER_ALL and credit.owed_minor() > 0
+        if late != (event.type == EventType.CREDIT_SUSPENDED):
+            return
     if event.type == EventType.CREDIT_SUSPENDED:
         account.automatically = automatic and (account.automatically or not account.suspended)
         account.suspended = True

@@ -25,9 +25,10 @@ from tests.model.examples import (
     state_after,
     suspended,
 )
-from tests.model.stream import state_of_stream
+from tests.model.stream import AFTER_ALL, BEFORE_ALL, state_of_stream
 
-BY_NIGHT, BY_HAND = '{"automatic": true}', '{"automatic": false}'
+BY_HAND = '{"automatic": false}'
+LATE, NOT_LATE = (f'{{"automatic": true, "as_of": "{as_of}"}}' for as_of in (AFTER_ALL, BEFORE_ALL))
 
 
 def test_a_customer_who_only_paid_has_zeros_nulls_bronze_and_money_in_suspense() -> None:
@@ -308,17 +309,21 @@ def test_a_suspended_account_refuses_charges_and_accepts_money_and_sales() -> No
 @pytest.mark.parametrize(
     ("commands", "status"),
     [
-        ([suspended(BY_NIGHT), lifted(BY_NIGHT)], "active"),
-        ([suspended(BY_NIGHT), lifted(BY_HAND)], "active"),
-        ([suspended(BY_HAND), lifted(BY_NIGHT)], "suspended"),
-        ([suspended(BY_NIGHT), suspended(BY_HAND), lifted(BY_NIGHT)], "suspended"),
-        ([suspended(BY_HAND), suspended(BY_NIGHT), lifted(BY_NIGHT)], "suspended"),
-        ([suspended(BY_NIGHT), lifted(BY_HAND), suspended(BY_HAND), lifted(BY_NIGHT)], "suspended"),
+        ([suspended(LATE), lifted(NOT_LATE)], "active"),
+        ([suspended(LATE), lifted(BY_HAND)], "active"),
+        ([suspended(BY_HAND), lifted(NOT_LATE)], "suspended"),
+        ([suspended(LATE), suspended(BY_HAND), lifted(NOT_LATE)], "suspended"),
+        ([suspended(BY_HAND), suspended(LATE), lifted(NOT_LATE)], "suspended"),
+        ([suspended(LATE), lifted(BY_HAND), suspended(BY_HAND), lifted(NOT_LATE)], "suspended"),
         ([lifted(BY_HAND)], "active"),
+        ([suspended(NOT_LATE)], "active"),
+        ([payment("p1", "9"), suspended(LATE)], "active"),
+        ([suspended(LATE), lifted(LATE)], "suspended"),
+        ([suspended(LATE), payment("p1", "9"), lifted(LATE)], "active"),
     ],
 )
 def test_the_night_lifts_only_what_the_night_suspended(commands: list[Message], status: str) -> None:
-    assert state_after(opened("100"), *commands)["credit"]["status"] == status
+    assert state_after(opened("100"), order("1", "9", on_credit=True), *commands)["credit"]["status"] == status
 
 
 def test_commands_on_a_customer_without_account_and_a_second_opening_change_nothing() -> None:

@@ -6,13 +6,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from customer_actors.domain.events import Message
+from customer_actors.domain.segmentation import day_start_us
 from customer_actors.storage import job_runs
 from customer_actors.storage.drift import aged_by, drift_of
 from customer_actors.storage.job_runs import Run
 from customer_actors.storage.nightly_credit import NightlyCredit
 from tests.model.strategies import messages
+from tests.model.stream import AFTER_ALL, BEFORE_ALL, state_of_stream
 from tests.properties.service import NOW_US, TODAY, Service
-from tests.properties.test_against_model import service
+from tests.properties.test_against_model import RULES, service
 from tests.storage.support import Dump, dump
 
 _NIGHTS = ("job_run", "job_chunk", "credit_drift", "credit_ageing")
@@ -30,11 +32,12 @@ generous = settings(
 def night(real: Service, slot: str, as_of: date = TODAY) -> tuple[int, list[tuple[object, ...]], int]:
     """Rows changed, (customer_id, field, stored, expected, repaired) of every drift, and how many were aged."""
     run, job = Run("credit", slot, as_of), NightlyCredit(real.stores, 2)
-    job_runs.claim(real.database, run, NOW_US)
-    assert job_runs.plan(real.database, job, run, NOW_US)
+    now_us = max(NOW_US, day_start_us(as_of, real.rules.zone))
+    job_runs.claim(real.database, run, now_us)
+    assert job_runs.plan(real.database, job, run, now_us)
     for number in job_runs.open_chunks(real.database, run):
-        assert job_runs.work(real.database, job, run, number, NOW_US)
-    assert job_runs.finish(real.database, job, run, NOW_US)
+        assert job_runs.work(real.database, job, run, number, now_us)
+    assert job_runs.finish(real.database, job, run, now_us)
     progress = job_runs.progress_of(real.database, "credit", slot)
     assert progress is not None
     return progress.changed, [d[2:] for d in drift_of(real.database, slot)], len(aged_by(real.database, slot))
@@ -75,14 +78,26 @@ def test_any_figure_made_wrong_is_told_exactly_and_repaired(history: list[Messag
 
 
 @generous
-@given(messages())
-def test_suspending_and_lifting_twice_is_doing_it_once(history: list[Message]) -> None:
+@given(messages(), messages())
+def test_with_nights_in_between_everything_is_still_what_the_plain_model_makes_of_the_stream(
+    one: list[Message], other: list[Message]
+) -> None:
+    """The closed form of C1 among it: used and unapplied are what was used less what was paid, whatever came when.
+
+    A night long ago lifts whom the history suspended, one far ahead suspends whoever owes; done again, both do nothing.
+    """
     with service() as real:
-        real.receive(history)
-        for number, as_of in enumerate((date(2099, 1, 1), date(2000, 1, 1))):
+        for number, (history, as_of) in enumerate(((one, BEFORE_ALL), (other, AFTER_ALL))):
+            real.receive(history)
             changed, drift, aged = night(real, f"{number}", as_of)
             assert (changed, drift) == (aged, [])
             before = data(real)
             assert night(real, f"{number} again", as_of) == (0, [], 0)
             assert data(real) == before
-        assert real.database.query("SELECT 1 FROM credit_state WHERE status = 'suspended' AND automatic") == []
+            for key in real.customers():
+                stored = state_of_stream(real.stream(*key), RULES, TODAY)
+                assert real.state(*key) == {"organization_id": key[0], "customer_id": key[1], **stored}
+        owing = real.database.query(
+            "SELECT DISTINCT status FROM credit_state WHERE status IS NOT NULL AND used_minor > 0"
+        )
+        assert owing in ([], [("suspended",)])

@@ -16,9 +16,22 @@ SEGMENTS, CREDIT = JOBS
 CHANGES = {
     "Europe/Berlin": ("2026-03-29", "2026-10-25"),
     "America/New_York": ("2026-03-08", "2026-11-01"),
+    "America/Sao_Paulo": ("2018-02-18", "2018-11-04"),  # at midnight, like Beirut and Cairo
+    "Asia/Beirut": ("2026-03-29", "2026-10-25"),
+    "Australia/Lord_Howe": ("2026-10-04", "2026-04-05"),  # by half an hour
 }
 BOTH_CHANGES = [(zone, day) for zone, days in CHANGES.items() for day in days]
-CRONS = ["15 3 * * *", "30 2 * * *", "0 2 * * *", "30 1 * * *", "0 3 * * *", "*/30 * * * *", "59 23 * * *"]
+CRONS = [
+    "0 0 * * *",
+    "15 0 * * *",
+    "15 3 * * *",
+    "30 2 * * *",
+    "0 2 * * *",
+    "30 1 * * *",
+    "0 3 * * *",
+    "*/30 * * * *",
+    "59 23 * * *",
+]
 
 
 def settings(zone: str = "UTC", cron: str = "15 3 * * *", **more: str) -> Settings:
@@ -118,6 +131,17 @@ def test_a_time_that_spring_leaves_out_is_due_once_an_hour_later_by_the_wall(zon
     assert due[0].slot == f"{day}T02:30"
     earlier = due_run(SEGMENTS, settings(zone, "30 2 * * *", CUSTOMER_ACTORS_CATCH_UP="60"), before)
     assert earlier is None
+    assert next_due(SEGMENTS, chosen, at(f"{day}T00:30", zone)) == after
+
+
+def test_a_midnight_that_spring_leaves_out_is_due_all_the_same() -> None:
+    """APScheduler alone would go on to the day after."""
+    beirut, day = settings("Asia/Beirut", "15 0 * * *"), "2026-03-29"
+    first = at(f"{day}T01:15", "Asia/Beirut")
+    assert trigger_of(SEGMENTS, beirut).get_next_fire_time(None, at("2026-03-28T12:00", "Asia/Beirut")) > first
+    assert next_due(SEGMENTS, beirut, at("2026-03-28T12:00", "Asia/Beirut")) == first
+    assert (due := due_run(SEGMENTS, beirut, first)) is not None
+    assert due[0] == Run("segments", f"{day}T00:15", date(2026, 3, 29))
 
 
 NOW = at("2026-11-24T05:00")

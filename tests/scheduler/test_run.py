@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from customer_actors.actors import nightly
+from customer_actors.errors import UsageError
 from customer_actors.storage import job_runs
 from customer_actors.storage.database import Database
 from customer_actors.storage.job_runs import Run
@@ -124,10 +125,25 @@ def test_without_a_date_it_shares_the_slot_with_every_scheduler(jobs: Jobs, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("credit", "--as-of", "yesterday"), ("credit", "--stalled-after", "0")]
+    "arguments",
+    [
+        ("nonsense",),
+        ("credit", "--as-of", "yesterday"),
+        ("credit", "--stalled-after", "0"),
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(jobs: Jobs, arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
+    assert job_runs.open_runs(jobs.database) == []
+
+
+@pytest.mark.parametrize("name", ["segments", "credit"])
+@pytest.mark.parametrize(("day", "wrong"), [("2999-01-01", "lies ahead"), ("1815-12-10", "no date of business")])
+def test_a_date_that_no_run_can_be_for_is_refused_before_anything_is_claimed(
+    jobs: Jobs, name: str, day: str, wrong: str
+) -> None:
+    with pytest.raises(UsageError, match=wrong):  # exit code 2
+        run(name, "--as-of", day)
     assert job_runs.open_runs(jobs.database) == []
 
 

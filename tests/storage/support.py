@@ -1,10 +1,11 @@
 """What the storage tests share: messages with a body, batches, advancing without a broker, and what the tables hold."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import combinations, pairwise
+from threading import Thread
 from typing import Any, TypeVar
 
 from customer_actors.domain.envelope import Received
@@ -159,3 +160,24 @@ def stored_state(storage: Storage, organization_id: str, customer_id: str) -> St
     if view["segment"] is not None:
         del view["segment"]["calculated_at"]
     return {name: view[name] for name in ("position", "stats", "loyalty", "segment", "credit")}
+
+
+def at_once(database: Database, *works: Callable[[], object]) -> list[BaseException]:
+    """Run each in a thread of its own, with a connection of its own; what they raised."""
+    raised: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            database.release()
+
+    threads = [Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return raised

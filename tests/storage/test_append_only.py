@@ -37,7 +37,8 @@ def full(storage: Storage) -> Storage:
         )
         customer = storage.number()
         storage.database.execute(
-            "INSERT INTO credit_drift (job, slot, organization_id, customer, field, stored, expected, repaired, found_us) "
+            "INSERT INTO credit_drift "
+            "(job, slot, organization_id, customer, field, stored, expected, repaired, found_us) "
             "VALUES ('credit', '2024-06-11T03:45', 'org-1', ?, 'used', 1, 2, ?, 0)",
             (customer, False),
         )

@@ -2,12 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from customer_actors.domain.events import iso
-from customer_actors.errors import Outage
+from customer_actors.errors import Outage, UsageError
 from customer_actors.storage import job_runs
 from customer_actors.storage.database import Database
 from customer_actors.storage.nights_view import night_figures, night_text, nights_view
@@ -15,7 +17,7 @@ from customer_actors.storage.opening import open_database
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
 from tests.storage.counting import CHUNKS, FINISHED, NIGHT, PLANNED, UNDISTURBED, CountingJob, effects
-from tests.storage.support import NOW_US, Storage
+from tests.storage.support import NOW_US, TODAY, Storage
 from tests.storage.test_outage import end_connections
 
 SECOND = 1_000_000
@@ -262,6 +264,43 @@ def test_progress_is_counted_and_told(database: Database) -> None:
         "failures": 1,
         "error": None,
     }
+
+
+def test_the_chunks_of_earlier_dates_go_when_a_run_is_done_and_what_they_came_to_stays(database: Database) -> None:
+    job, days = (
+        CountingJob(database),
+        {day: NIGHT._replace(slot=f"{day}", as_of=date(2026, 11, day)) for day in (1, 2, 3)},
+    )
+    dry = NIGHT._replace(slot="dry", as_of=date(2026, 12, 1), dry_run=True)
+    for run in (days[2], dry, days[3], days[1]):
+        assert job_runs.claim(database, run, NOW_US)
+        assert job_runs.plan(database, job, run, NOW_US)
+        for number in job_runs.open_chunks(database, run):
+            assert job_runs.work(database, job, run, number, NOW_US)
+        assert job_runs.finish(database, job, run, NOW_US)
+    assert database.query("SELECT DISTINCT slot FROM job_chunk ORDER BY slot") == [("1",), ("3",)]
+    for run in (*days.values(), dry):
+        progress = job_runs.progress_of(database, run.job, run.slot)
+        assert progress is not None
+        assert progress[6:] == (CHUNKS, CHUNKS, 10 * CHUNKS, sum(range(CHUNKS)))
+
+
+@pytest.mark.parametrize(
+    ("as_of", "dry_run", "wrong"),
+    [
+        (date(1969, 12, 31), False, "no date of business"),
+        (date(9999, 12, 31), True, "no date of business"),
+        (date(1970, 1, 1), False, None),
+        (TODAY, False, None),
+        (TODAY + timedelta(1), False, None),  # hosts may disagree about the date
+        (TODAY + timedelta(2), False, "lies ahead"),
+        (TODAY + timedelta(2), True, None),
+    ],
+)
+def test_a_run_is_for_a_date_that_has_begun(as_of: date, dry_run: bool, wrong: str | None) -> None:
+    run = NIGHT._replace(as_of=as_of, dry_run=dry_run)
+    with nullcontext() if wrong is None else pytest.raises(UsageError, match=wrong):
+        job_runs.require_begun(run, NOW_US, ZoneInfo("UTC"))
 
 
 def test_the_last_run_of_a_job_is_the_newest_real_one(database: Database) -> None:

@@ -1,18 +1,22 @@
-"""The night of the segments while others write, on PostgreSQL, where several can at once [R6, R7]."""
+"""Nights while others write, mostly on PostgreSQL, where several can at once [R6, R7, C8]."""
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 
 import pytest
 
 from customer_actors.domain.routing import SEGMENTATION, STATS
-from customer_actors.storage.job_runs import Run
+from customer_actors.storage import job_runs
+from customer_actors.storage.job_runs import NightlyJob, Run
+from customer_actors.storage.nightly_credit import NightlyCredit
 from customer_actors.storage.nightly_segments import NightlySegments
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.segmentation import SegmentationStore, keep_cuts, newest_cuts
-from tests.model.examples import DAY_US, order
+from tests.model.examples import DAY_US, order, payment
 from tests.servers.process import wait_until
+from tests.storage import credit_nights
 from tests.storage.nights import (
     TOMORROW,
     TOMORROW_US,
@@ -58,6 +62,49 @@ def test_nobody_scores_by_older_cuts_once_a_snapshot_is_published(postgres_stora
     thread.join(10)
     assert planned.is_set()
     assert newest_cuts(storage.database, "org-1").as_of == TOMORROW
+
+
+def test_nights_of_two_dates_at_once_end_as_the_later_one(storage: Storage) -> None:
+    """Whichever comes first: the earlier date's never moves a row, or an account, back."""
+    storage.settle(*crowd(), *(m for name in ("late", "later") for m in credit_nights.late(name)))
+    storage.settle(*credit_nights.of("paid", *credit_nights.late("paid"), payment("P", "60")))
+    dates = (credit_nights.SUSPENDED_FROM - timedelta(1), credit_nights.SUSPENDED_FROM)
+    together = threading.Barrier(4)
+
+    def run_the_night(job: NightlyJob, as_of: date) -> None:
+        run = Run(job.name, f"{as_of}", as_of)
+        now_us = credit_nights.now_of(run)
+        together.wait()
+
+        def done() -> bool:
+            if job_runs.plan(storage.database, job, run, now_us):
+                for number in job_runs.open_chunks(storage.database, run):
+                    job_runs.work(storage.database, job, run, number, now_us)
+            return job_runs.finish(storage.database, job, run, now_us)
+
+        assert job_runs.claim(storage.database, run, now_us)
+        wait_until(done, 60)
+        storage.database.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs: tuple[NightlyJob, ...] = (
+            NightlySegments(storage.database, RULES, 30),
+            NightlyCredit(storage.stores(), 1),
+        )
+        for night_over in [pool.submit(run_the_night, job, as_of) for job in jobs for as_of in dates]:
+            night_over.result()
+    assert job_runs.open_runs(storage.database) == []
+    after = segments(storage.database)
+    storage.database.execute("UPDATE customer_segment SET position = 0")
+    later_us = credit_nights.now_of(Run("segments", "", dates[1]))
+    storage.advance(SEGMENTATION, now_us=later_us)  # each one by a bell, with the same cuts on the later date
+    assert segments(storage.database) == after
+    status = "SELECT c.customer_id, s.status FROM customer c JOIN credit_state s ON s.customer = c.id "
+    assert dict(storage.database.query(status + "WHERE s.status IS NOT NULL")) == {
+        "late": "suspended",
+        "later": "suspended",
+        "paid": "active",
+    }
 
 
 def test_an_event_that_holds_the_row_goes_first(postgres_storage: Storage) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,7 @@ from tests.model.examples import cancellation, order, payment
 from tests.model.strategies import messages
 from tests.properties.service import NOW_US, Service
 from tests.storage.corruptions import CACHED, FACTS, LIFE, MISSING, SEGMENT, STATE, Told, ids, of_c1
-from tests.storage.support import Dump, Storage, dump
+from tests.storage.support import Dump, Storage, at_once, dump
 from tests.storage.test_audit import ALL, audited, named
 from tests.storage.test_skips_refolded import fails_at, skip_all
 from tests.tampering import tamper, tampering
@@ -265,23 +266,13 @@ def test_several_rebuilds_at_once_leave_what_one_leaves(storage: Storage, thread
     storage.settle(*_history())
     before = stored(storage.database)
     _ruin(storage.database)
-    failures: list[BaseException] = []
 
     def work(window: int) -> None:
-        try:
-            for actor in ACTORS:
-                rebuilt(storage, actor, window=window)
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            storage.database.release()
+        for actor in ACTORS:
+            rebuilt(storage, actor, window=window)
 
-    running = [threading.Thread(target=work, args=(n,)) for n in (3, 7, 50, 20_000)[:threads]]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert failures == []
+    works = [partial(work, window) for window in (3, 7, 50, 20_000)[:threads]]
+    assert at_once(storage.database, *works) == []
     assert stored(storage.database) == before
 
 

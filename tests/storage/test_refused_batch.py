@@ -21,7 +21,7 @@ from customer_actors.storage.rules import number_of
 from tests.cli.running import order
 from tests.model.examples import DAY_US
 from tests.servers import PrivatePostgres
-from tests.storage.support import NOW_US, RULES, Storage, dump
+from tests.storage.support import NOW_US, RULES, Storage, at_once, dump
 from tests.storage.test_outage import end_connections
 
 BATCH = 7
@@ -136,3 +136,17 @@ def test_an_outage_is_no_fault_of_the_message(postgres_storage: Storage, postgre
         taking.take(received(0, 1))
     assert taking.take(received(0, 1))[0].outcome is Outcome.ACCEPTED
     assert kept(storage) == []
+
+
+def test_retries_at_once_and_the_publisher_again_admit_everything_once(storage: Storage) -> None:
+    numbers = range(40)
+    with refusing(storage.database, *(f"O-{n}" for n in numbers)):
+        intake(storage, []).take(received(*numbers))
+
+    def deliver() -> None:
+        intake(storage, []).take(received(*reversed(numbers)))
+
+    assert at_once(storage.database, lambda: again(storage), deliver, lambda: again(storage)) == []
+    assert len(accepted(storage)) == storage.value("SELECT count(*) FROM event") == len(numbers)
+    assert storage.value("SELECT count(*) FROM quarantine WHERE resolved_us IS NULL") == 0
+    assert storage.value("SELECT sum(seen) FROM quarantine") == len(numbers)  # a retry is no arrival

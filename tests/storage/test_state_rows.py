@@ -1,7 +1,5 @@
 """A state row that is gone is named by the audit, refused by triage, and made again by a rebuild where it stood."""
 
-import threading
-
 import pytest
 
 from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS, STREAM_ACTORS
@@ -9,12 +7,12 @@ from customer_actors.errors import RefusedError
 from customer_actors.storage import triage
 from customer_actors.storage.draining import drain
 from customer_actors.storage.operators import Action
-from customer_actors.storage.rebuild import INSERTED, REPORTED
+from customer_actors.storage.rebuild import INSERTED, REPAIRED, REPORTED
 from customer_actors.storage.triage import Wanted
 from customer_actors.storage.views import STATES
 from tests.model.examples import opened
 from tests.storage.corruptions import LIFE, of_c1
-from tests.storage.support import NOW_US, Storage
+from tests.storage.support import NOW_US, Storage, at_once
 from tests.storage.test_audit import audited, named
 from tests.storage.test_holds import held, position, sales
 from tests.storage.test_rebuild import rebuilt, stored
@@ -99,6 +97,19 @@ def test_what_cannot_be_compared_for_want_of_another_row_is_said(storage: Storag
     assert stored(storage.database) == before
 
 
+def test_a_segment_is_not_made_of_wrong_statistics(storage: Storage) -> None:
+    storage.settle(*LIFE)
+    before = stored(storage.database)
+    tamper(storage.database, of_c1("UPDATE stats_state SET total_spent_minor = 1"))
+    tamper(storage.database, of_c1("UPDATE customer_segment SET orders = 7"))
+    done = rebuilt(storage, SEGMENTATION)
+    assert ("stats total_spent", "0.01", "510.00", REPORTED) in [each[2:] for each in done]
+    assert {each.what for each in done} == {REPORTED}
+    rebuilt(storage, STATS)
+    assert {each.what for each in rebuilt(storage, SEGMENTATION)} == {REPAIRED}
+    assert stored(storage.database) == before
+
+
 def test_rows_that_are_gone_together_come_again_one_by_one(storage: Storage) -> None:
     storage.settle(*LIFE)
     before = stored(storage.database)
@@ -116,22 +127,11 @@ def test_several_rebuilds_at_once_make_one_row(storage: Storage, actor: str) -> 
     storage.settle(*LIFE)
     before = stored(storage.database)
     lose_row(storage, actor)
-    failures: list[BaseException] = []
 
     def work() -> None:
-        try:
-            assert {each.what for each in rebuilt(storage, actor)} <= {INSERTED}
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            storage.database.release()
+        assert {each.what for each in rebuilt(storage, actor)} <= {INSERTED}
 
-    running = [threading.Thread(target=work) for _ in range(4)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert failures == []
+    assert at_once(storage.database, *[work] * 4) == []
     assert stored(storage.database) == before
 
 

@@ -135,6 +135,14 @@ def test_a_hold_is_rung_once_its_own_message_is_late_and_never_when_parked(stora
     assert swept(storage, FAR_US).held == []
 
 
+def test_late_holds_are_not_rung_again_while_their_queue_is_busy(storage: Storage, broken: set[str]) -> None:
+    """Five thousand of them would get five hundred messages more with every sweep."""
+    broken.add("bad")
+    storage.settle(order("bad", "10"))
+    assert swept(storage, FAR_US, busy=ACTORS).held != []
+    assert swept(storage, FAR_US, busy=["held"]).held == []
+
+
 @pytest.mark.parametrize("actor", ["stats", "loyalty"])
 def test_what_waited_behind_a_healed_hold_is_found_though_its_message_was_lost(
     storage: Storage, broken: set[str], actor: str

@@ -21,13 +21,17 @@ CREATE TABLE job_run (
     failures {int} NOT NULL DEFAULT 0,
     failed_us {big},
     error TEXT,
+    -- what its chunks came to, once it is done
+    chunks {int} NOT NULL DEFAULT 0,
+    examined {big} NOT NULL DEFAULT 0,
+    changed {big} NOT NULL DEFAULT 0,
     PRIMARY KEY (job, slot)
 ) {keyed};
 
 CREATE INDEX job_run_open ON job_run (job) WHERE done_us IS NULL;
 
 -- customers first..last of one organization; marked done in the transaction that does the work, so a killed run
--- resumes with the chunks that are left
+-- resumes with the chunks that are left; of the runs that are done only the newest date's chunks are kept
 CREATE TABLE job_chunk (
     job TEXT NOT NULL,
     slot TEXT NOT NULL,
