@@ -15,8 +15,8 @@ MOST_TRIES: Final = 2_000
 class MassFailure:
     """Tells whether over half of the groups tried lately failed. One per process, for all its actors and threads.
 
-    A group counts once, as failed while the newest try of any of its actors failed. What failed alone and is tried again
-    is not told when it fails again. Times are seconds of one clock.
+    A group counts once, as failed while the newest try of any of its actors failed. What failed alone and is tried
+    again is not told when it fails again. Times are seconds of one clock.
     """
 
     def __init__(self) -> None:

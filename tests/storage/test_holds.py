@@ -310,7 +310,7 @@ def test_a_hold_charged_before_keeps_its_attempts_through_a_mass_failure(
 def test_customers_that_failed_among_others_are_parked_though_only_their_retries_are_left(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, actor: str
 ) -> None:
-    """A quiet night: over half of what is tried fails, and nothing of it is new. The process may have been restarted."""
+    """A quiet night: over half of what is tried fails, nothing of it new. The process may have been restarted."""
     numbers, stores = crowd(storage), storage.stores()
     if actor == routing.SEGMENTATION:
         stores.of(routing.STATS).round(numbers, NOW_US)
