@@ -127,7 +127,8 @@ class Pipeline:
             log.info("went on", actor=actor, customer=customer)
             self._follow_up(actor, Report(moved=set(done.moved), remaining=[customer]))
             return
-        self._tell_alarm()
+        # On the way to an event that failed it may have moved.
+        self._follow_up(actor, Report(moved=set(done.moved)))
         next_try = next_try_of(self.stores.database, actor, customer)
         if next_try is None:
             log.error("parked", actor=actor, customer=customer, then="waits for a person")

@@ -1,7 +1,7 @@
 """Holds in the database: a flag on the locked state row, the details beside it."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from customer_actors.domain.routing import WAKES
 from customer_actors.groups.advance import Hold
@@ -20,14 +20,16 @@ def hold(
     holds: Sequence[Hold],
     now_us: int,
     alarm: MassFailure | None = None,
-) -> None:
+) -> set[int]:
     """Hold groups at the event that failed, or charge one more attempt to groups held already.
+
+    Returns the groups that were not held at that event before.
 
     While `alarm` is raised nobody is charged and nobody parked. Call inside the transaction that holds the lock of
     their state rows.
     """
     if not holds:
-        return
+        return set()
     charged = alarm is None or not alarm.raised(now_us / 1_000_000)
     flags = columns(state_table, "customer bigint", "held_position bigint")
     database.update(flags, [(one.group, one.position) for one in holds])
@@ -41,6 +43,7 @@ def hold(
             next_try = uncharged_try_us(since_us, now_us, _JITTER)
         values = (actor, one.group, one.position, attempts, next_try, one.error, one.traceback, since_us)
         database.execute(_HOLD, values)
+    return {one.group for one in holds if (one.group, one.position) not in known}
 
 
 _DETAILS = columns("held_group", "actor text, customer bigint", "position bigint, attempts int, since_us bigint")
@@ -85,16 +88,24 @@ def positions(database: Database, actor: str, groups: Iterable[int]) -> dict[int
     return {row[1]: row[2] for row in database.select(held, [(actor, group) for group in groups])}
 
 
-def settle(database: Database, actor: str, retried: Sequence[int], failed: Sequence[Hold], now_us: int) -> None:
+def settle(
+    database: Database,
+    actor: str,
+    retried: Sequence[int],
+    failed: Sequence[Hold],
+    now_us: int,
+    went_on: Collection[int] = (),
+) -> None:
     """Forget the holds of the groups that went on, in the transaction of their attempt.
 
-    The bell that told of what waits behind was let go while they were held, so there is a new one.
+    The bell that told of what waits behind was let go while they were held, so there is a new one. Also for those that
+    `went_on` as far as another event that failed: whoever follows the actor has to follow it so far.
     """
     held = {one.group for one in failed}
     free = sorted(group for group in retried if group not in held)
     database.delete(columns("held_group", "actor text, customer bigint"), [(actor, group) for group in free])
-    if free:
-        add_bell(database, {WAKES[actor]: free}, now_us)
+    if moved := sorted({*free, *went_on}):
+        add_bell(database, {WAKES[actor]: moved}, now_us)
 
 
 def next_try_of(database: Database, actor: str, group: int) -> int | None:

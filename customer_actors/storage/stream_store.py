@@ -85,9 +85,9 @@ class StreamStore(ABC):
 
     def hold(self, failed: Sequence[Hold]) -> None:
         """Hold the groups whose event failed, in the round's transaction."""
-        holds.hold(self.database, self.actor, self.table, failed, self.now_us, self.alarm)
+        anew = holds.hold(self.database, self.actor, self.table, failed, self.now_us, self.alarm)
         if self.retrying:
-            holds.settle(self.database, self.actor, list(self.rows), failed, self.now_us)
+            holds.settle(self.database, self.actor, list(self.rows), failed, self.now_us, anew)
 
     def behind(self, groups: Sequence[int]) -> list[int]:
         """Those of the groups whose head is past the position, and that are not held."""

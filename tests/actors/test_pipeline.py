@@ -15,10 +15,11 @@ from customer_actors.actors.pipeline import now_us
 from customer_actors.domain.events import Event
 from customer_actors.domain.loyalty import fold as loyalty_fold
 from customer_actors.domain.routing import ACTORS
+from customer_actors.domain.stats import fold as stats_fold
 from customer_actors.errors import Outage
 from customer_actors.groups import failure
 from customer_actors.groups.advance import advance
-from customer_actors.storage import loyalty, triage
+from customer_actors.storage import loyalty, stats, triage
 from customer_actors.storage.holds import next_try_of
 from customer_actors.storage.operators import Action
 from tests.actors.working import Running, running
@@ -196,6 +197,25 @@ def test_a_bad_deploy_is_told_once_charges_nobody_and_after_the_fix_everybody_go
     told = [(line["event"], line["log_level"]) for line in logs if line["event"].startswith("mass failure")]
     assert told == [("mass failure", "error"), ("mass failure is over", "warning")]
     assert storage.value("SELECT count(*) FROM loyalty_entry") == CROWD
+
+
+def test_a_retry_that_ends_at_another_event_that_fails_rings_segmentation_for_what_lies_between(
+    storage: Storage, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, whole = {"bad", "worse"}, stats_fold
+
+    def fold(state: Any, event: Event, *facts: Any) -> Any:
+        if event.reference in failing:
+            raise ValueError("not this one")
+        return whole(state, event, *facts)
+
+    monkeypatch.setattr(stats, "fold", fold)
+    with running(storage) as service:
+        service.take(*(order(reference, "10") for reference in ("bad", "between", "worse")))
+        wait_until(lambda: bool(held(storage)))
+        failing.discard("bad")
+        wait_until(lambda: storage.value("SELECT position FROM customer_segment") == 2)
+    assert storage.value("SELECT position FROM stats_state") == 2
 
 
 def test_all_actors_of_a_process_share_one_alarm(storage: Storage) -> None:

@@ -169,6 +169,28 @@ def test_segmentation_is_found_after_a_healed_hold_of_statistics_though_its_mess
     assert swept(storage, FAR_US + GRACE_US + 1).actors.get(SEGMENTATION) == [storage.number()]
 
 
+def test_segmentation_follows_statistics_as_far_as_the_next_event_that_fails(
+    storage: Storage, broken: set[str]
+) -> None:
+    """Healed, and held again further on: nobody else would ring for what lies between."""
+    broken.update(("bad", "worse"))
+    storage.settle(order("bad", "10"), order("between", "10"), order("worse", "10"))
+    swept(storage)
+    assert bells(storage) == 0
+    broken.remove("bad")
+    assert len(storage.stores().of("stats").retry(storage.number(), FAR_US).held) == 1
+    assert all_behind(storage.stores())[SEGMENTATION] == [storage.number()]
+    assert swept(storage, FAR_US + GRACE_US + 1).actors.get(SEGMENTATION) == [storage.number()]
+
+
+def test_a_retry_that_fails_where_it_failed_before_leaves_no_bell(storage: Storage, broken: set[str]) -> None:
+    broken.add("bad")
+    storage.settle(order("bad", "10"))
+    swept(storage)
+    assert storage.stores().of("stats").retry(storage.number(), FAR_US).held
+    assert bells(storage) == 0
+
+
 def test_start_up_finds_who_waits_without_any_bell(storage: Storage) -> None:
     storage.receive(order("1", "10", on_credit=True), order("2", "10", customer_id="c2"))
     storage.database.execute("DELETE FROM bell")
