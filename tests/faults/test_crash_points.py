@@ -5,11 +5,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -33,6 +33,15 @@ EVENTS: Final = 300
 LINES: Final = list(simulate(ShopPlan(customers=40, events=EVENTS, seed=7, conflict=0, credit_share=0.4)))
 KILLED: Final = -signal.SIGKILL
 _NEVER: Final = "1000000"
+
+
+def _each(points: Iterable[str]) -> list[Any]:
+    """Every point with every actor; `make test` takes each point once, with another actor every time."""
+    return [
+        pytest.param(point, actor, marks=() if actor == ACTORS[number % len(ACTORS)] else pytest.mark.long_fault)
+        for number, point in enumerate(points)
+        for actor in ACTORS
+    ]
 
 
 class Shop:
@@ -83,7 +92,7 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
-@pytest.mark.parametrize("number", ["1", "2"])
+@pytest.mark.parametrize("number", ["1", pytest.param("2", marks=pytest.mark.long_fault)])
 @pytest.mark.parametrize("point", INGEST)
 def test_ingest_killed(shop: Shop, point: str, number: str) -> None:
     assert shop.crash(point, "-", number, "run", "all.jsonl") == KILLED
@@ -92,8 +101,7 @@ def test_ingest_killed(shop: Shop, point: str, number: str) -> None:
     shop.judge(f"crash: ingest {point} ({number})", began_s)
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("point", ADVANCE)
+@pytest.mark.parametrize(("point", "actor"), _each(ADVANCE))
 def test_an_actor_killed(shop: Shop, point: str, actor: str) -> None:
     assert shop.crash(point, actor, "2", "run", "all.jsonl") == KILLED
     began_s = time.monotonic()
@@ -101,8 +109,7 @@ def test_an_actor_killed(shop: Shop, point: str, actor: str) -> None:
     shop.judge(f"crash: {actor} {point}", began_s)
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("point", RELEASE)
+@pytest.mark.parametrize(("point", "actor"), _each(RELEASE))
 def test_a_release_killed(shop: Shop, point: str, actor: str) -> None:
     """A fold that raised, a fix, a release that dies, and one that does not."""
     shop.run("run", "first.jsonl")
@@ -116,7 +123,7 @@ def test_a_release_killed(shop: Shop, point: str, actor: str) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("point", [*INGEST, *ACKNOWLEDGED])
+@pytest.mark.parametrize("point", [*(pytest.param(p, marks=pytest.mark.long_fault) for p in INGEST), *ACKNOWLEDGED])
 def test_the_ingest_process_killed(
     open_stage: Callable[[Mapping[str, str]], AbstractContextManager[Stage]], point: str
 ) -> None:
