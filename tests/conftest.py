@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason in sorted(left_out.REASONS):
+    for reason in left_out.reasons(terminalreporter.getreports("skipped")):
         terminalreporter.write_line(f"TESTS WERE LEFT OUT. {reason}", red=True, bold=True)
     if GIVEN_RABBITMQ_URL and not is_for_tests(GIVEN_RABBITMQ_URL):
         terminalreporter.write_line(NOT_FOR_TESTS, red=True, bold=True)

@@ -1,6 +1,5 @@
 """Processes end when they are asked to, whatever they hang in, and wait for their database when they start."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from customer_actors.errors import UsageError
-from customer_actors.process import SIGNALS, Stop, stopping_on_signals, wait_for_database
+from customer_actors.process import SIGNALS, Stop, wait_for_database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.servers import PrivatePostgres
-from tests.servers.process import wait_until
 
 START = "from customer_actors.process import stopping_on_signals\nimport os, sys\n"
 NUMBERS = sorted(SIGNALS)
@@ -59,18 +57,16 @@ def test_nothing_is_raised_in_the_middle_of_the_work() -> None:
 
 
 def test_a_second_signal_asks_for_nothing_new() -> None:
-    with stopping_on_signals() as stop:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(lambda: stop.asked)
-    assert stop.exit_code == 143
+    script = (
+        "with stopping_on_signals() as stop:\n print('ready', flush=True); stop.wait(20); os.kill(os.getpid(), 15)\n"
+        "print(stop.exit_code)"
+    )
+    assert ended(script, signal.SIGTERM)[:2] == (0, "143\n")
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:
-    with stopping_on_signals():
-        pass
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    script = "with stopping_on_signals():\n pass\nprint('ready', flush=True); sys.stdin.read()"
+    assert ended(script, signal.SIGTERM)[0] == -signal.SIGTERM
 
 
 def test_who_wants_to_know_is_told_once_be_it_early_or_late() -> None:

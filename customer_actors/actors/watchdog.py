@@ -1,4 +1,4 @@
-"""Ends a worker process whose threads are dead or stuck, so that its supervisor starts a whole one.
+"""Ends a worker process whose threads are dead or stuck, or whose stop hangs, so that a supervisor starts a whole one.
 
 Nothing else can heal it: Dramatiq does not replace a dead thread, and a thread that hangs cannot be stopped.
 """
@@ -18,6 +18,12 @@ STUCK_S: Final = 300.0
 """Far above what any message may take: rounds end after 2 s, statements after 60 s, a connection attempt after 5 s."""
 LOOK_S: Final = 2.0
 _LAST_WORDS_S: Final = 5.0
+STOP_S: Final = 2.5
+"""How long a stop may take; Dramatiq begins it up to 1 s after SIGTERM [G15].
+
+It closes the connection of a consumer whose thread is perhaps still reading from it, and then may wait for ever for an
+answer that the other thread took. Its main process waits with it, so nobody would start the workers again.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +47,8 @@ class Watchdog(dramatiq.Middleware):
         self._since: dict[threading.Thread, float] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._limit = threading.Timer(STOP_S, self._stop_now)
+        self._limit.daemon = True
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         self._worker = worker
@@ -50,6 +58,10 @@ class Watchdog(dramatiq.Middleware):
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         self._stopping.set()
+        self._limit.start()
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        self._limit.cancel()
 
     def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
         self._since[threading.current_thread()] = time.monotonic()
@@ -82,6 +94,11 @@ class Watchdog(dramatiq.Middleware):
             # Looked at twice: a thread may be about to start, and when the worker stops they end one by one.
             if self.problem() and not self._stopping.wait(self._look_s) and (problem := self.problem()):
                 self._end(problem)
+
+    def _stop_now(self) -> None:
+        """What is not acknowledged is delivered again, and every transaction is whole: as safe as any kill."""
+        log.warning("the stop hangs", then="it ends without closing its connections")
+        os._exit(0)
 
     def _end(self, problem: str) -> None:
         limit = threading.Timer(_LAST_WORDS_S, os._exit, (EXIT_CODE,))

@@ -6,8 +6,10 @@ overwritten, and nobody waits for a million rows.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import date, timedelta
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import structlog
@@ -58,18 +60,23 @@ _CUTS = columns(
 _PLACES: Final = "((n + 4) / 5, (2 * n + 4) / 5, (3 * n + 4) / 5, (4 * n + 4) / 5)"
 """`cut_places` in SQL, where dividing integers rounds down."""
 _RANKED: Final = f"""
-    SELECT n, last_place, orders_place, total_place, last_us, orders, total FROM (
-        SELECT count(*) OVER () AS n, row_number() OVER (ORDER BY last_us DESC) AS last_place, last_us,
-            row_number() OVER (ORDER BY orders) AS orders_place, orders,
-            row_number() OVER (ORDER BY total) AS total_place, total
-        FROM (
-            SELECT s.last_purchase_at_us AS last_us, s.sales_order + s.sales_pos AS orders, s.total_spent_minor AS total
-            FROM stats_state s JOIN customer c ON c.id = s.customer
-            WHERE c.organization_id = ? AND s.last_purchase_at_us IS NOT NULL
-        ) buyer
-    ) ranked WHERE last_place IN {_PLACES} OR orders_place IN {_PLACES} OR total_place IN {_PLACES}
+    WITH buyer AS MATERIALIZED (
+        SELECT s.last_purchase_at_us AS last_us, s.sales_order + s.sales_pos AS orders, s.total_spent_minor AS total
+        FROM stats_state s JOIN customer c ON c.id = s.customer
+        WHERE c.organization_id = ? AND s.last_purchase_at_us IS NOT NULL
+    ), size AS (SELECT count(*) AS n FROM buyer)
+    SELECT 'last', n, place, value FROM size, (
+        SELECT row_number() OVER (ORDER BY last_us DESC) AS place, last_us AS value FROM buyer
+    ) ranked WHERE place IN {_PLACES}
+    UNION ALL SELECT 'total', n, place, value FROM size, (
+        SELECT row_number() OVER (ORDER BY total) AS place, total AS value FROM buyer
+    ) ranked WHERE place IN {_PLACES}
+    UNION ALL SELECT 'orders', n, place, value FROM size, (
+        SELECT CAST(sum(count(*)) OVER (ORDER BY orders) AS bigint) AS place, orders AS value
+        FROM buyer GROUP BY orders
+    ) ranked
 """
-"""One statement, so that all cuts and n are of one moment; three sorts, for as long as one join of the tables."""
+"""One statement, so that all cuts and n are of one moment. Orders are few different values: the last place of each."""
 _ORGANIZATIONS: Final = (
     "SELECT organization_id, count(*) FROM customer GROUP BY organization_id ORDER BY organization_id"
 )
@@ -261,16 +268,18 @@ def cuts_as_of(database: Database, organization_id: str, as_of: date, rules: Rul
     rows = database.execute(_RANKED, (organization_id,)).fetchall()
     if not rows:
         return None
-    n = rows[0][0]
-    last_us, orders, totals = ([(row[at], row[at + 3]) for row in rows] for at in (1, 2, 3))
-    days = [days_since(business_date(moment, rules.zone), as_of) for moment in _at_cuts(n, last_us)]
-    return Cuts(None, quintiles(n, days), quintiles(n, _at_cuts(n, orders)), quintiles(n, _at_cuts(n, totals)), as_of)
+    n = rows[0][1]
+    last_us, orders, totals = (
+        _at_cuts(n, [row[2:] for row in rows if row[0] == name]) for name in ("last", "orders", "total")
+    )
+    days = [days_since(business_date(moment, rules.zone), as_of) for moment in last_us]
+    return Cuts(None, quintiles(n, days), quintiles(n, orders), quintiles(n, totals), as_of)
 
 
 def _at_cuts(n: int, ranked: Sequence[Row]) -> list[int]:
-    """The values at the places of the cuts; `ranked` has (place, value) of those places and of others."""
-    values: dict[int, int] = dict(ranked)
-    return [values[place] for place in cut_places(n)]
+    """The values at the places of the cuts; `ranked` has (last place, value) of those values and of others."""
+    ordered = sorted(ranked)
+    return [ordered[bisect_left(ordered, place, key=itemgetter(0))][1] for place in cut_places(n)]
 
 
 def _json(cuts: Quintiles | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from customer_actors.actors.nightly import QUEUES as NIGHTS
 from customer_actors.actors.watchdog import EXIT_CODE
@@ -214,6 +214,15 @@ def test_headers_that_end_any_client_between_actors_stop_no_queue(
         assert process.logged().count("Restarting consumer") == 0
 
 
+def arrived(channel: Any, queue: str, message: bytes) -> bool:
+    """Publish into a queue that may not have been declared yet; whether it was."""
+    try:
+        channel.basic_publish("", queue, message, mandatory=True)
+    except UnroutableError:
+        return False
+    return True
+
+
 def waiting(channel: Any, queue: str) -> int:
     count: int = channel.queue_declare(queue, passive=True).method.message_count
     return count
@@ -262,13 +271,33 @@ def test_a_dead_or_stuck_thread_ends_the_process_for_its_supervisor(
         wait_until(lambda: at_full_strength(storage), 60)
         assert invoke("health", "live", "--kind", "worker", env=env).exit_code == 0
         with channel_of(env["RABBITMQ_URL"]) as channel:
-            channel.basic_publish("", fault, body(fault, []))
+            wait_until(lambda: arrived(channel, fault, body(fault, [])), 30)
         assert process.wait() == EXIT_CODE
     [beat] = beats(storage.database)
     assert problem in str(beat.problem)
     for probe in ("live", "ready"):
         result = invoke("health", probe, env=env)
         assert (result.exit_code, problem in result.stdout) == (1, True)
+
+
+HANGING_STOP = """
+import time
+from customer_actors.actors import broker, main
+
+broker.CarefulConsumer.close = lambda consumer: time.sleep(1000)
+setup = main.setup
+"""
+
+
+def test_a_stop_that_hangs_while_connections_are_closed_ends_all_the_same(
+    storage: Storage, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Without an end of the worker, Dramatiq's main process would wait for it, and the supervisor for that."""
+    (tmp_path / "hanging.py").write_text(HANGING_STOP)
+    with worker(tmp_path, env, worker_of("hanging:setup", "--path", str(tmp_path))) as process:
+        wait_until(lambda: at_full_strength(storage), 60)
+        assert process.terminate() == 0
+    assert "the stop hangs" in process.logged()
 
 
 def test_a_killed_worker_turns_live_red_and_a_new_one_green_again(

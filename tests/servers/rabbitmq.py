@@ -136,8 +136,12 @@ class PrivateRabbitMQ(RabbitMQ):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            check=True,
         )
+        try:
+            done.check_returncode()
+        except subprocess.CalledProcessError as error:
+            error.add_note(done.stdout + done.stderr)
+            raise
         return done.stdout
 
     def settle(self) -> None:
