@@ -123,7 +123,6 @@ def test_no_canary_is_seen_outside_the_database(
         "DATABASE_URL": postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"),
         "RABBITMQ_URL": broker_url,
         "CUSTOMER_ACTORS_LOG_LEVEL": "DEBUG",
-        "PYTHONFAULTHANDLER": "1",
         "CUSTOMER_ACTORS_SWEEP_SECONDS": "1",
     }
     seen = Traced(traced)
@@ -153,6 +152,8 @@ def test_no_canary_is_seen_outside_the_database(
             ]
             # What was looked at is what was meant to be looked at, and a retried message carries a traceback.
             wait_until(lambda: seen.tells("dispatcher") and seen.tells("traceback"), 60)
+            # One that still waits for the database when it is asked to end is ended by the signal itself.
+            wait_until(lambda: workers["workers"].logged().count("ready for action") == 2, 60)
             logs = processes["ingest"].logged() + workers["workers"].logged()
             assert workers["workers"].terminate() in (0, 3)
 
