@@ -23,6 +23,8 @@ class MassFailure:
         self._lock = threading.Lock()
         self._tries: OrderedDict[tuple[str, int], tuple[float, bool]] = OrderedDict()
         """(actor, group) -> when it was tried last, and whether that failed; the newest try last."""
+        self._failing: set[tuple[str, int]] = set()
+        """Those of them whose try failed: mostly none, and then nothing needs to be counted."""
         self._told = False
 
     def note(self, actor: str, tried: Iterable[int], failed: Iterable[int], now_s: float) -> None:
@@ -33,8 +35,13 @@ class MassFailure:
                 key = (actor, group)
                 self._tries.pop(key, None)
                 self._tries[key] = (now_s, group in failures)
+                if group in failures:
+                    self._failing.add(key)
+                else:
+                    self._failing.discard(key)
             while len(self._tries) > MOST_TRIES:
-                self._tries.popitem(last=False)
+                oldest, _ = self._tries.popitem(last=False)
+                self._failing.discard(oldest)
 
     def raised(self, now_s: float) -> bool:
         """Whether within the last minute at least 20 groups were tried and over half of them failed."""
@@ -44,14 +51,11 @@ class MassFailure:
     def turned(self, now_s: float) -> bool | None:
         """True when the alarm was raised, False when it ended, since this was asked last; else None."""
         with self._lock:
-            if not self._told and not self._any_failed():
+            if not self._told and not self._failing:
                 return None
             raised, told = self._raised(now_s), self._told
             self._told = raised
             return raised if raised != told else None
-
-    def _any_failed(self) -> bool:
-        return any(failed for _, failed in self._tries.values())
 
     def _raised(self, now_s: float) -> bool:
         since = now_s - WINDOW_S
