@@ -10,6 +10,7 @@ from customer_actors.storage.vitals import Vitals
 
 MISSED_BEATS: Final = 3
 _SLACK_S: Final = 10
+_KINDS: Final = ("worker", "ingest")
 
 
 class Check(NamedTuple):
@@ -66,10 +67,10 @@ def ready_checks(
 ) -> list[Check]:
     """The whole service; `broker` as `status` shows it, None without one."""
     fresh = [beat for beat in beats if beat.is_fresh(now_us, stale_us(settings))]
-    checks = [] if broker is None else [*_broker(broker), _kind("worker", fresh), _kind("ingest", fresh)]
+    checks = [] if broker is None else [*_broker(broker), _queues(fresh), *(_kind(each, fresh) for each in _KINDS)]
     troubled = [f"{beat.process}: {beat.trouble}" for beat in fresh if beat.trouble]
     most_quarantined = settings.health_max_quarantined
-    alarmed = sorted({beat.alarm for beat in fresh if beat.alarm})
+    alarmed = any(beat.alarm for beat in fresh if beat.kind != "ingest")
     return [
         *checks,
         Check("threads", not troubled, "; ".join(troubled) or "all alive"),
@@ -87,6 +88,11 @@ def _broker(broker: Mapping[str, Any]) -> list[Check]:
     letters = broker["queues"].get("customer_dead_letter_queue") or 0
     dead = _at_most("dead letters", letters, 0, "messages", "quarantine retry --dead-letters --dry-run")
     return [Check("broker", True, "reachable"), dead]
+
+
+def _queues(fresh: Sequence[Beat]) -> Check:
+    alarms = sorted({beat.alarm for beat in fresh if beat.alarm and beat.kind == "ingest"})
+    return Check("queues", not alarms, "; ".join(alarms) or "connected")
 
 
 def _kind(kind: str, fresh: Sequence[Beat]) -> Check:

@@ -121,13 +121,18 @@ def wait_for_database(database: Database, stop: Stop) -> bool:
 
 
 @contextmanager
-def beating(database: Database, kind: Kind, every_s: float) -> Iterator[None]:
-    """Write this process's beat from a thread, with a connection of its own, while the block runs."""
+def beating(
+    database: Database, kind: Kind, every_s: float, alarm: Callable[[], str | None] = lambda: None
+) -> Iterator[None]:
+    """Write this process's beat from a thread, with a connection of its own, while the block runs.
+
+    `alarm` tells what the process sees of the service.
+    """
     ending = threading.Event()
 
     def run() -> None:
         while True:
-            _guarded(lambda: beat(database, kind, time.time_ns() // 1_000))
+            _guarded(lambda: beat(database, kind, time.time_ns() // 1_000, alarm=alarm()))
             if ending.wait(every_s):
                 break
         _guarded(lambda: end_beat(database, kind))

@@ -97,6 +97,7 @@ def test_a_missing_worker_or_ingest_is_red_where_there_is_a_broker() -> None:
 def test_threads_mass_failure_dead_letters_and_a_broker_away_are_red() -> None:
     assert red(beat(threads=(5, 3)), beat("ingest", 2)) == {"threads"}
     assert red(beat(alarm="mass failure"), beat("ingest", 2)) == {"mass failure"}
+    assert red(beat(), beat("ingest", 2, alarm="a queue: 5 connections lost")) == {"queues"}
     assert red(*BOTH, broker=BROKER | {"queues": {"customer_dead_letter_queue": 1}}) == {"dead letters"}
     assert red(*BOTH, broker={"reachable": False, "error": "refused", "queues": {}}) == {"broker"}
     assert red(*BOTH, broker=BROKER | {"queues": {"customer_dead_letter_queue": None}}) == set()

@@ -45,8 +45,7 @@ def ingest() -> None:
     with stopping_on_signals() as stop:
         try:
             if wait_for_database(database, stop):
-                with beating(database, "ingest", settings.sweep_seconds):
-                    _consume(settings, settings.rabbitmq_url, database, stop)
+                _consume(settings, settings.rabbitmq_url, database, stop)
         finally:
             database.release()
 
@@ -66,7 +65,8 @@ def _consume(settings: Settings, rabbitmq_url: str, database: Database, stop: St
     reporter = threading.Thread(target=report, args=(intake.outcomes, stop), name="report", daemon=True)
     reporter.start()
     log.info("started", batch_size=settings.batch_size, prefetch=settings.prefetch)
-    consumer.run()
+    with beating(database, "ingest", settings.sweep_seconds, consumer.alarm):
+        consumer.run()
     log.info("stopped", **_named(intake.outcomes))
 
 

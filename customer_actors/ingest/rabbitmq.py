@@ -26,6 +26,7 @@ from customer_actors.errors import Outage, UsageError
 from customer_actors.ingest import topology
 from customer_actors.ingest.connection import parameters, reason
 from customer_actors.ingest.link import LOOK_S, Delivery, Inbox, Link
+from customer_actors.ingest.losses import Losses
 
 _MOST_PREFETCH: Final = 65_535
 """AMQP has 16 bits for it."""
@@ -86,6 +87,7 @@ class Consumer:
         self._due_s = dict.fromkeys(topology.QUEUES, 0.0)
         """When to connect to a queue, in monotonic seconds; infinite while there is a link."""
         self._failures = dict.fromkeys(topology.QUEUES, 0)
+        self._losses = Losses()
         self._warned: set[str] = set()
         self._batch: list[Delivery] = []
         self._begun_s = 0.0
@@ -121,6 +123,10 @@ class Consumer:
         The batch in hand is finished and acknowledged, or else abandoned without an acknowledgement.
         """
         self._stopping = True
+
+    def alarm(self) -> str | None:
+        """What an operator should know about the queues; from any thread."""
+        return "; ".join(f"{queue}: {says}" for queue, says in self._losses.alarming(time.monotonic()).items()) or None
 
     # --- the SQL thread ----------------------------------------------------------------------------------------------
 
@@ -219,6 +225,8 @@ class Consumer:
 
     def _consuming(self, link: Link, prefetch: int) -> None:
         self._failures[link.queue] = 0
+        if prefetch > 1:
+            self._losses.through(link.queue)
         self._log.info("consuming", queue=link.queue, prefetch=prefetch)
 
     def _lost(self, link: Link, error: BaseException | None) -> None:
@@ -230,6 +238,7 @@ class Consumer:
     def _postpone(self, queue: str, error: BaseException) -> None:
         self._failures[queue] += 1
         wait_s = retry_s(self._failures[queue])
+        self._losses.lost(queue, reason(error), time.monotonic())
         self._log.warning("not connected", queue=queue, error=reason(error), retry_in_s=round(wait_s, 1))
         self._due_s[queue] = time.monotonic() + wait_s
 

@@ -7,11 +7,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pika
 import pytest
+from click.testing import CliRunner
 
+from customer_actors.cli import main
 from customer_actors.ingest.dead_letters import retry
 from customer_actors.ingest.publish import publish
 from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, SOURCES
@@ -99,6 +101,39 @@ def test_hand_encoded_poison_stops_the_queue_for_less_than_a_minute_and_no_valid
         assert len(references(database)) == VALID + len(ODD) + len(DEADLY)
         assert "Traceback" not in processes["ingest"].logged()
         assert processes["ingest"].terminate() == 0
+
+
+def test_a_classic_queue_that_such_a_frame_blocks_turns_health_red(
+    database: Database, postgres_url: str, rabbitmq_url: str, tmp_path: Path
+) -> None:
+    """It has no delivery limit, so the message comes back for ever; every connection in between works."""
+    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url, "CUSTOMER_ACTORS_SWEEP_SECONDS": "1"}
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().queue_declare(ORDERS.queue, durable=True)
+    with running(tmp_path, env, ingest=INGEST) as processes, FramePublisher(rabbitmq_url) as frames:
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
+        wait_until(lambda: queues_check(env)["ok"], 60)
+        frames.publish(ORDERS.exchange, b"order.completed", order("poison"), next(iter(DEADLY.values())))
+        wait_until(lambda: not queues_check(env)["ok"], 60)
+        says = queues_check(env)["says"]
+        assert ORDERS.queue in says
+        assert "connections lost in a row" in says
+        # A repair, and then a message that gets through.
+        with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+            wait_until(lambda: purged(connection, ORDERS.queue), 30)
+        publish(rabbitmq_url, [("order.completed", order("sound"))])
+        wait_until(lambda: "sound" in references(database), 60)
+        wait_until(lambda: queues_check(env)["ok"], 30)
+
+
+def queues_check(env: dict[str, str]) -> dict[str, Any]:
+    output = CliRunner().invoke(main, ["health", "ready", "--json"], env=env).output
+    return next(check for check in json.loads(output)["checks"] if check["name"] == "queues")
+
+
+def purged(connection: pika.BlockingConnection, queue: str) -> bool:
+    """Whether the one message was waiting at this moment, and is gone now."""
+    return bool(connection.channel().queue_purge(queue).method.message_count)
 
 
 def dead_letters(url: str) -> int:
