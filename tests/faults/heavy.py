@@ -38,7 +38,8 @@ _PATIENCE_S: Final = 120.0
 
 _NOTIFY: Final = """
     CREATE FUNCTION tell_points() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        PERFORM pg_notify('points', reference) FROM event WHERE (customer, position) = (NEW.customer, NEW.position);
+        PERFORM pg_notify('points', reference) FROM event WHERE (customer, position) = (NEW.customer, NEW.position)
+            AND type = 'order.completed';
         RETURN NULL;
     END $$;
     CREATE TRIGGER tell_points AFTER INSERT ON loyalty_entry FOR EACH ROW
@@ -68,16 +69,18 @@ def patient(stage: Stage) -> Iterator[Database]:
 # --- the flood -------------------------------------------------------------------------------------------------------
 
 
-def flood(url: str, events: int) -> float:
-    """Publish so many sales at the till, all of one customer; returns how many were confirmed per second."""
+def flood(url: str, events: int, customers: Sequence[str] = (HOT,)) -> float:
+    """Publish so many sales at the till, of these customers in turn; returns how many were confirmed per second."""
     began_s = time.monotonic()
-    report = publish(url, ((EventType.POS_COMPLETED, _till_sale(number)) for number in range(events)), window=2_000)
+    sales = (_till_sale(number, customers[number % len(customers)]) for number in range(events))
+    report = publish(url, ((EventType.POS_COMPLETED, sale) for sale in sales), window=2_000)
     assert report.confirmed == events, report
     return events / (time.monotonic() - began_s)
 
 
-def _till_sale(number: int) -> bytes:
-    data = {"transaction_id": f"T-{number}", "customer_id": HOT, "totals": {"total_amount": HOT_AMOUNT_MINOR / 100}}
+def _till_sale(number: int, customer: str) -> bytes:
+    totals = {"total_amount": HOT_AMOUNT_MINOR / 100}
+    data = {"transaction_id": f"{customer}-{number}", "customer_id": customer, "totals": totals}
     return json.dumps({"event": EventType.POS_COMPLETED, "timestamp": "2025-06-01T10:00:00Z", "data": data}).encode()
 
 
@@ -94,8 +97,8 @@ class Latency(NamedTuple):
 
 
 def install_notice(stage: Stage, hot: int) -> None:
-    """Have the database tell when points of anybody but this customer are committed, and log no order any more: that
-    would be a row more for every event of the flood."""
+    """Have the database tell when points of an online sale of anybody but this customer are committed, and log no order
+    of events any more: that would be a row more for every event of the flood."""
     stage.sql("DROP FUNCTION log_step CASCADE")
     stage.sql("DROP FUNCTION log_ledger CASCADE")
     stage.sql(_NOTIFY.format(hot=hot))
