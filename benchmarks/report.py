@@ -131,12 +131,14 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})" if values else ""
 
 
+def _rounds(rounds: Sequence[Round]) -> str:
+    stopped = sum(one.measured.late for one in rounds)
+    return _spread(per_s(rounds)) + (f"; {stopped} stopped, slower than this" if stopped else "")
+
+
 def _throughput(results: Results) -> str:
     shapes = [shape for shape in ("uniform", "heavy", "hot", "single") if results.rounds[shape]]
-    rows = [
-        (subject.name, *(_spread(per_s(results.rounds[shape][subject.name])) for shape in shapes))
-        for subject in SUBJECTS
-    ]
+    rows = [(subject.name, *(_rounds(results.rounds[shape][subject.name]) for shape in shapes)) for subject in SUBJECTS]
     blanks = ("",) * (len(shapes) - 1)
     rows.append((PGBENCH, _spread(results.limit), *blanks))
     rows.append((f"{OURS}, embedded", _spread([measured.events_per_s for measured in results.embedded]), *blanks))

@@ -41,6 +41,8 @@ class Measured(NamedTuple):
     """CPU seconds per 10,000 events, by process."""
     peak_mb: dict[str, float]
     """The most memory each process ever had resident, in MB."""
+    late: bool = False
+    """Stopped before it was through: it is slower than `events_per_s` says."""
 
 
 class Servers:
@@ -155,21 +157,16 @@ class Stage:
     ) -> Measured:
         """Measure from the subscription to the queues until the last change of the totals; then all must be there.
 
-        `disturb` is called once, when half of the messages are taken from the queues; a disturbed round may end
-        incomplete, when nothing has changed for `GIVE_UP_S`.
-
-        Raises:
-            RuntimeError: an undisturbed side did not get through in time.
+        A round that is not through in time is stopped. `disturb` is called once, when half of the messages are taken
+        from the queues; a disturbed round may end incomplete, when nothing has changed for `GIVE_UP_S`.
         """
-        deadline = time.monotonic() + 60 + events / 50
+        deadline = time.monotonic() + 40 + events / 50
         wait_until(lambda: any(self.queue(queue)[1] for queue in topology.QUEUES), 60)
         before, started = self._cpu_s(), time.monotonic()
-        changed, last, disturbed = started, (), disturb is None
+        changed, last, disturbed, late = started, (), disturb is None, False
         with cursor_on(self.database_url) as cursor:
             while time.monotonic() - changed < QUIET_S or not complete(last):
                 late = time.monotonic() > deadline
-                if disturb is None and late:
-                    raise RuntimeError(f"not through in time; totals {last}, {self.ready()} messages ready")
                 if late or (disturb is not None and disturbed and time.monotonic() - changed > GIVE_UP_S):
                     break
                 time.sleep(LOOK_S)
@@ -184,9 +181,10 @@ class Stage:
                 now = tuple(figure for row in cursor.fetchall() for figure in row)
                 if now != last:
                     changed, last = time.monotonic(), now
-        after, seconds = self._cpu_s(), changed - started
+        late = late and disturb is None
+        after, seconds = self._cpu_s(), (time.monotonic() if late else changed) - started
         cpu_s = {name: (after[name] - before.get(name, 0)) * 10_000 / events for name in after}
-        return Measured(seconds, events / seconds, cpu_s, self._peak_mb())
+        return Measured(seconds, events / seconds, cpu_s, self._peak_mb(), late)
 
     def _cpu_s(self) -> dict[str, float]:
         pids = {name: child.pid for name, child in self.processes.items()}

@@ -119,7 +119,7 @@ class _Shop:
         self._before = self._stored()
 
     def _stored(self) -> Dump:
-        return {table: rows for table, rows in dump(self._database).items() if table != "quarantine"}
+        return dump(self._database, "quarantine")
 
     def take(self, received: Received) -> None:
         (decision,) = self._intake.take([received])
