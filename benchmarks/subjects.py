@@ -30,10 +30,10 @@ OUR_POSITIONS: Final = {
     "credit_state": "position",
     "customer_segment": "position",
 }
-OUR_TOTALS: Final = " UNION ALL ".join(
-    f"SELECT sum({column})::bigint FROM {table}" for table, column in OUR_POSITIONS.items()
+OUR_TOTALS: Final = "SELECT " + ", ".join(
+    f"(SELECT sum({column})::bigint FROM {table})" for table, column in OUR_POSITIONS.items()
 )
-"""Changes with every event and every effect of ours."""
+"""Changes with every event and every effect of ours, and only then: one row, for the order of several is nobody's."""
 WORKERS: Final = 2
 
 
