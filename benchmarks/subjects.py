@@ -30,11 +30,19 @@ OUR_POSITIONS: Final = {
     "credit_state": "position",
     "customer_segment": "position",
 }
-OUR_TOTALS: Final = "SELECT " + ", ".join(
-    f"(SELECT sum({column})::bigint FROM {table})" for table, column in OUR_POSITIONS.items()
-)
-"""Changes with every event and every effect of ours, and only then: one row, for the order of several is nobody's."""
 WORKERS: Final = 2
+
+
+def our_totals(customers: Sequence[int] = ()) -> str:
+    """Figures that change with every event and every effect of ours, of these customers or of all.
+
+    One row: the order of several rows may change while nothing else does.
+    """
+    of = f" WHERE {{key}} IN ({', '.join(map(str, customers))})" if customers else ""
+    return "SELECT " + ", ".join(
+        f"(SELECT sum({column})::bigint FROM {table}{of.format(key='id' if table == 'customer' else 'customer')})"
+        for table, column in OUR_POSITIONS.items()
+    )
 
 
 class Round(NamedTuple):
@@ -122,7 +130,7 @@ def ours(servers: Servers, stream: Sequence[str], kill: bool, processes: int = W
         stage.publish(stream)
         start_ours(stage, processes)
         disturb = stage.kill_a_worker if kill else None
-        measured = stage.watch(len(stream), OUR_TOTALS, lambda _: not any(all_behind(stores).values()), disturb)
+        measured = stage.watch(len(stream), our_totals(), lambda _: not any(all_behind(stores).values()), disturb)
         stage.processes["ingest"].end(signal.SIGTERM)
         left = stage.ready()
         assert not measured.late, "not through in time"
