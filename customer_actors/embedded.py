@@ -31,7 +31,7 @@ from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate, require_current
-from customer_actors.storage.summary import due_holds
+from customer_actors.storage.summary import Held, due_holds, held_customers
 from scheduler.clock import Clock, running_clock
 
 QUEUES: Final = ("dispatcher", "stats", "loyalty", "credit", "segmentation", *NIGHT_QUEUES)
@@ -95,12 +95,21 @@ class Embedded:
     """A running embedded service; made by `embedded()`. For one thread."""
 
     def __init__(
-        self, database: Database, pipeline: Pipeline, intake: Intake, turn: Turn, settings: Settings, stop: Stop
+        self,
+        database: Database,
+        pipeline: Pipeline,
+        intake: Intake,
+        turn: Turn,
+        settings: Settings,
+        stop: Stop,
+        held_before: frozenset[Held],
     ) -> None:
         self.database = database
         self.pipeline = pipeline
         self.intake = intake
         self.stop = stop
+        self.held_before = held_before
+        """Who was held when this run began."""
         self.quarantined: Counter[str] = Counter()
         """Messages this run quarantined, by code."""
         self.reasons: dict[str, str] = {}
@@ -217,11 +226,12 @@ def embedded(settings: Settings, stop: Stop | None = None, *, nights: bool = Tru
         pipeline = declare(settings, database, make_broker(None))
         turn = Turn()
         intake = Intake(database, policies(settings, database, now_us()), turn.add, pipeline.clock)
+        held = frozenset(held_customers(database))  # before the first sweep holds somebody
         worker = dramatiq.Worker(pipeline.broker, worker_threads=settings.worker_threads, worker_timeout=100)
         worker.start()
         try:
             with _clock(settings, database, pipeline) if nights else nullcontext():
-                yield Embedded(database, pipeline, intake, turn, settings, stop or Stop())
+                yield Embedded(database, pipeline, intake, turn, settings, stop or Stop(), held)
         finally:
             worker.stop(timeout=_WORKER_STOP_MS)
     finally:

@@ -75,7 +75,7 @@ def run(files: tuple[str, ...], as_json: bool) -> None:
 
 def _run(service: Embedded, files: tuple[str, ...], as_json: bool) -> bool:
     """Feed and drain, print the summary; whether there was a problem."""
-    held_before, started = {*held_customers(service.database)}, time.monotonic()
+    started = time.monotonic()
     unreadable: UnreadableError | None = None
     with shown(service) as watch:
         try:
@@ -83,7 +83,7 @@ def _run(service: Embedded, files: tuple[str, ...], as_json: bool) -> bool:
         except UnreadableError as error:
             unreadable = error
         service.drain(watch)
-    held = [one for one in held_customers(service.database) if one not in held_before]
+    held = [one for one in held_customers(service.database) if one not in service.held_before]
     seconds = time.monotonic() - started
     summary = run_summary(seconds, service.intake.outcomes, service.quarantined, service.reasons, held)
     if as_json:

@@ -13,10 +13,12 @@ import pytest
 
 from customer_actors.actors.pipeline import now_us
 from customer_actors.domain.events import EventType, Message
+from customer_actors.embedded import embedded
 from customer_actors.ingest.intake import Intake, policies
 from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.schema import migrate
+from customer_actors.storage.summary import held_customers
 from tests.cli.running import (
     NOBODY_LISTENS,
     PROGRAM,
@@ -142,6 +144,14 @@ def test_a_hold_of_an_earlier_run_is_tried_again_once_it_is_due(env: dict[str, s
     assert invoke("run", "-", env=env).exit_code == 0
     assert states(url)["default", "C1"]["held"] == []
     assert states(url)["default", "C1"]["credit"]["status"] == "active"
+
+
+def test_who_is_held_before_the_first_line_is_read_is_held_by_this_run(env: dict[str, str], url: str) -> None:
+    """The workers begin with what an earlier run left, and that may fail at once."""
+    hold_a_customer(url)
+    with embedded(load_settings(env)) as service:
+        wait_until(lambda: bool(held_customers(service.database)))
+        assert service.held_before == frozenset()
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
