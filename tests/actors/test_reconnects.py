@@ -128,7 +128,7 @@ def test_forced_reconnects_leave_no_thread_and_no_connection_behind(
             connections.rabbitmq(),
             connections.files(),
         )
-        assert connections.threads() == before
+        wait_until(lambda: connections.threads() <= before, 30)  # one of before may have been about to end
         assert connections.postgres() <= THREADS + 1
         assert connections.files() <= 4 * most + THREADS + 1 + 15
         assert storage.value("SELECT count(*) FROM held_group") == 0

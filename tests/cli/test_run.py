@@ -301,7 +301,7 @@ def test_a_database_that_restarts_meanwhile_is_waited_for(
         process.stdin.flush()
         postgres.start()
         process.stdin.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
     assert orders_of(postgres_url, "C1") == 2
 
 
