@@ -458,9 +458,16 @@ def test_two_processes_keep_the_order_while_each_widens_its_prefetch(url: str) -
     messages = numbered(200, ORDER, POS, PAYMENT)
     mine, standby = Database(), Database()
     database = together(mine, standby)
-    with running(url, mine, prefetch=20, batch_size=7), running(url, standby, prefetch=20, batch_size=7):
-        send(url, messages)
-        wait_until(lambda: database.holds(messages))
+    with running(url, mine, prefetch=20, batch_size=7) as first:
+        wait_until(lambda: first.consumes(prefetch=1, times=3))
+        with running(url, standby, prefetch=20, batch_size=7) as second:
+            wait_until(lambda: second.consumes(prefetch=1, times=3))
+            # Who comes first has all three, so one is handed over: each shall have something to do.
+            link = first.consumer._links[SOURCES[1].queue]
+            first.consumer._loop.add_callback_threadsafe(link.close)
+            wait_until(lambda: first.consumes(prefetch=1, times=4))
+            send(url, messages)
+            wait_until(lambda: database.holds(messages))
     assert mine.batches
     assert standby.batches
     for type_ in (ORDER, POS, PAYMENT):
