@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,14 @@ _LIBRARIES: Final = (
 )
 
 
+def _version(name: str) -> str | None:
+    """None where it is not installed: only `make bench` installs the peers."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
     """Cores, load and versions, for printing beside the numbers. The servers' versions come from the servers.
 
@@ -36,7 +44,7 @@ def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
         "PostgreSQL": postgres,
         "RabbitMQ": rabbitmq,
     }
-    return facts | {name: version(name) for name in _LIBRARIES}
+    return facts | {name: installed for name in _LIBRARIES if (installed := _version(name))}
 
 
 def tree(pid: int) -> list[int]:
