@@ -55,7 +55,7 @@ def _consume(settings: Settings, rabbitmq_url: str, database: Database, stop: St
     intake = Intake(database, policies(settings, database, now_us()), pipeline.ring, now_us)
     consumer = Consumer(
         rabbitmq_url,
-        intake.take,
+        lambda batch: [decision.customer_id for decision in intake.take(batch)],
         batch_size=settings.batch_size,
         batch_age_s=settings.batch_age_ms / 1000,
         prefetch=settings.prefetch,

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,11 @@ _HURRY_S: Final = 1.0
 _HURRIED_SHARE: Final = 8
 """While one queue floods and another trickles, batches are an eighth: whatever comes waits for two of them."""
 
+_PACED_SHARE: Final = 32
+"""What a flood of one customer alone brings to a batch meanwhile, at most."""
+_REST: Final = 4
+"""How many times as long as its batch took such a flood then rests: four fifths of the processors are the others'."""
+
 
 class Delivery(NamedTuple):
     link: "Link"
@@ -37,7 +42,9 @@ class Inbox:
     """Deliveries on their way from the pika thread to the SQL thread.
 
     Each connection has its share of a batch: what comes by a trickle does not wait behind the flood of another queue,
-    and while it comes, batches are small. Floods alone, or together, have full ones.
+    and while it comes, batches are small. Floods alone, or together, have full ones. A flood of one customer beside
+    a trickle is slowed down besides, so that there are processors left for the others; one of many customers is not:
+    those wait for each other anyway.
     """
 
     def __init__(self, size: int) -> None:
@@ -48,42 +55,79 @@ class Inbox:
         self._taken = 0
         self._hurry_until_s = 0.0
         self._urgent = False
+        self._rests_until_s: dict[Link, float] = {}
+        """Of the floods of one customer, in monotonic seconds."""
         self._changed = threading.Condition()
 
     def put(self, delivery: Delivery, urgent: bool) -> None:
         """Urgent: nothing more will come before this one is acknowledged, so do not wait for company."""
         with self._changed:
             self._arrived += 1
+            first = delivery.link not in self._waiting
             self._waiting.setdefault(delivery.link, deque()).append((self._arrived, delivery))
             self._urgent |= urgent
             # Waking the other thread for every message would cost more than the message.
-            if urgent or self._arrived - self._taken in (1, self._size):
+            if urgent or first or self._arrived - self._taken == self._size:
                 self._changed.notify()
 
     def take(self, not_before_s: float) -> list[Delivery]:
         """The next batch, full or at `not_before_s` (monotonic), in order of arrival; empty when nothing comes for a
         while."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting, LOOK_S):
+            if not self._changed.wait_for(self._awake, self._look_s()):
                 return []
             self._changed.wait_for(self._complete, not_before_s - time.monotonic())
             self._urgent = False
             return self._batch()
 
+    def pace(self, batch: Sequence[Delivery], customers: Sequence[str | None], took_s: float) -> None:
+        """Have a flood of one customer rest while others trickle.
+
+        Args:
+            batch: what was taken last.
+            customers: whom each of its messages is about.
+            took_s: how long it took until it was committed.
+        """
+        about: defaultdict[Link, set[str | None]] = defaultdict(set)
+        for delivery, customer in zip(batch, customers, strict=True):
+            about[delivery.link].add(customer)
+        with self._changed:
+            now_s = time.monotonic()
+            for link, whom in about.items():
+                floods = len(self._waiting.get(link, ())) > self._size // _HURRIED_SHARE
+                if now_s <= self._hurry_until_s and floods and len(whom) == 1 and None not in whom:
+                    self._rests_until_s[link] = now_s + _REST * took_s
+                else:
+                    self._rests_until_s.pop(link, None)
+
+    def _awake(self) -> "list[Link]":
+        """Who has something waiting and does not rest."""
+        now_s = time.monotonic()
+        return [link for link in self._waiting if self._rests_until_s.get(link, 0.0) <= now_s]
+
+    def _look_s(self) -> float:
+        """How long to wait for somebody to be awake."""
+        now_s = time.monotonic()
+        rests = [until_s - now_s for until_s in self._rests_until_s.values() if until_s > now_s]
+        return min([LOOK_S, *rests])
+
     def _complete(self) -> bool:
-        return self._urgent or self._arrived - self._taken >= self._size
+        return self._urgent or sum(len(self._waiting[link]) for link in self._awake()) >= self._size
 
     def _batch(self) -> list[Delivery]:
         """The oldest of each connection, evenly; what one does not need of its share is the others'."""
         numbered: list[tuple[int, Delivery]] = []
         size = self._batch_size()
-        links = sorted(self._waiting, key=partial(self._turn, size=size))
+        links = sorted(self._awake(), key=partial(self._turn, size=size))
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
+            if link in self._rests_until_s:
+                share = min(share, max(1, self._size // _PACED_SHARE))
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
                 del self._waiting[link]
+                self._rests_until_s.pop(link, None)
         self._taken += len(numbered)
         numbered.sort(key=lambda each: each[0])
         return [delivery for _, delivery in numbered]

@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -50,7 +50,7 @@ class Consumer:
     def __init__(
         self,
         url: str,
-        take: Callable[[list[Received]], object],
+        take: Callable[[list[Received]], Sequence[str | None]],
         *,
         batch_size: int,
         batch_age_s: float,
@@ -60,8 +60,8 @@ class Consumer:
     ) -> None:
         """
         Args:
-            take: commits a batch. Returning means committed; `Outage` means the database is away, everything goes back
-                to the broker and is delivered again; anything else ends `run`.
+            take: commits a batch and says whom each message is about. Returning means committed; `Outage` means the
+                database is away, everything goes back to the broker and is delivered again; anything else ends `run`.
             batch_size: most messages in a batch.
             batch_age_s: least seconds between the starts of two batches unless one is full. After a pause the first
                 message is handed over at once, so this costs a trickle nothing and bounds the bells per second.
@@ -187,7 +187,8 @@ class Consumer:
         if not self._batch:
             return
         self._begun_s = time.monotonic()
-        self._take([delivery.received for delivery in self._batch])
+        customers = self._take([delivery.received for delivery in self._batch])
+        self._inbox.pace(self._batch, customers, time.monotonic() - self._begun_s)
         last_tags = {delivery.link: delivery.tag for delivery in self._batch}
         self._batch = []
         self._outages = 0

@@ -85,3 +85,77 @@ def test_no_batch_is_larger_than_asked_and_nobody_starves_in_the_smallest() -> N
     assert [len(batch) for batch in batches] == [1] * 9
     assert [batch[0][0] for batch in batches] == ["a", "b", "c"] * 3
     assert taken(inbox) == []
+
+
+FLOOD: Final = range(1, 301)
+
+
+def paced(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> list[tuple[str, int]]:
+    """What is taken next and then committed, about these customers in turn."""
+    batch = inbox.take(time.monotonic())
+    inbox.pace(batch, [customers[number % len(customers)] for number in range(len(batch))], took_s)
+    return [(delivery.link.queue, delivery.tag) for delivery in batch]
+
+
+def test_a_flood_of_one_customer_rests_beside_a_trickle_and_then_brings_little(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *FLOOD)
+    put(inbox, trickle, 1)
+    assert paced(inbox, "hot", took_s=0.02) == [*[("flood", tag) for tag in range(1, 10)], ("trickle", 1)]
+    put(inbox, trickle, 2)
+    assert taken(inbox) == [("trickle", 2)]
+    clock[0] += 0.079
+    put(inbox, trickle, 3)
+    assert taken(inbox) == [("trickle", 3)]
+    clock[0] += 0.002
+    put(inbox, trickle, 4)
+    assert taken(inbox) == [("flood", 10), ("flood", 11), ("trickle", 4)]
+
+
+def test_it_is_as_fast_as_ever_when_nobody_else_has_come_for_a_second(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *FLOOD)
+    put(inbox, trickle, 1)
+    paced(inbox, "hot")
+    clock[0] += 1.5
+    paced(inbox, "hot")
+    assert len(paced(inbox, "hot")) == SIZE
+
+
+@pytest.mark.parametrize("customers", [("a", "b"), (None,)])
+def test_a_flood_of_many_customers_or_of_nobody_does_not_rest(clock: list[float], customers: tuple[str | None]) -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *FLOOD)
+    put(inbox, trickle, 1)
+    paced(inbox, *customers)
+    assert taken(inbox) == [("flood", tag) for tag in range(10, 20)]
+
+
+def test_a_trickle_of_one_customer_does_not_rest(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *FLOOD)
+    put(inbox, trickle, 1, 2)
+    paced(inbox, "c")
+    put(inbox, trickle, 3)
+    assert taken(inbox) == [("trickle", 3)]
+
+
+def test_a_resting_flood_alone_is_waited_for_and_taken() -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *FLOOD)
+    put(inbox, trickle, 1)
+    paced(inbox, "hot", took_s=0.005)
+    batches = [taken(inbox) for _ in range(3)]
+    assert [("flood", 10), ("flood", 11)] in batches
+
+
+def test_two_floods_of_one_customer_each_do_not_rest() -> None:
+    inbox = Inbox(SIZE)
+    for name in ("one", "other"):
+        put(inbox, link(inbox, name), *FLOOD)
+    assert [len(paced(inbox, "hot")) for _ in range(3)] == [SIZE] * 3

@@ -38,12 +38,13 @@ class Database:
         self.away = False
         self.before_commit: Callable[[list[Received]], object] = lambda batch: None
 
-    def take(self, batch: list[Received]) -> None:
+    def take(self, batch: list[Received]) -> list[str | None]:
         self.before_commit(batch)
         if self.away:
             raise Outage("the database is away")
         self.batches.append(len(batch))
         self.committed += batch
+        return [None] * len(batch)
 
     def ready(self) -> None:
         if self.away:
