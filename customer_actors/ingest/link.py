@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -25,10 +25,14 @@ _HURRY_S: Final = 1.0
 _HURRIED_SHARE: Final = 8
 """While one queue floods and another trickles, batches are an eighth: whatever comes waits for two of them."""
 
-_PACED_SHARE: Final = 32
-"""What a flood of one customer alone brings to a batch meanwhile, at most."""
+_IN_A_ROW: Final = 1_000
+"""So many messages of one customer make a flood of one; a backlog that is grouped by customer is everybody's."""
+_PACED: Final = 32
+"""Most messages that a flood of one customer brings to a batch meanwhile."""
 _REST: Final = 4
-"""How many times as long as its batch took such a flood then rests: four fifths of the processors are the others'."""
+"""How many times as long as its batch took it then rests: four fifths of the processors are the others'."""
+_MOST_REST_S: Final = 0.05
+"""A batch that took longer waited for a disk or a network: a rest gives nobody a processor."""
 
 
 class Delivery(NamedTuple):
@@ -55,8 +59,6 @@ class Inbox:
         self._taken = 0
         self._hurry_until_s = 0.0
         self._urgent = False
-        self._rests_until_s: dict[Link, float] = {}
-        """Of the floods of one customer, in monotonic seconds."""
         self._changed = threading.Condition()
 
     def put(self, delivery: Delivery, urgent: bool) -> None:
@@ -88,28 +90,27 @@ class Inbox:
             customers: whom each of its messages is about.
             took_s: how long it took until it was committed.
         """
-        about: defaultdict[Link, set[str | None]] = defaultdict(set)
         for delivery, customer in zip(batch, customers, strict=True):
-            about[delivery.link].add(customer)
+            link = delivery.link
+            link.in_a_row = link.in_a_row + 1 if customer == link.whom else 1
+            link.whom = customer
         with self._changed:
             now_s = time.monotonic()
-            for link, whom in about.items():
+            for link in {delivery.link for delivery in batch}:
                 floods = len(self._waiting.get(link, ())) > self._size // _HURRIED_SHARE
-                if now_s <= self._hurry_until_s and floods and len(whom) == 1 and None not in whom:
-                    self._rests_until_s[link] = now_s + _REST * took_s
-                else:
-                    self._rests_until_s.pop(link, None)
+                of_one = link.whom is not None and link.in_a_row >= _IN_A_ROW
+                link.paced = floods and of_one and now_s - took_s <= self._hurry_until_s
+                link.rests_until_s = now_s + min(_REST * took_s, _MOST_REST_S) if link.paced else 0.0
 
     def _awake(self) -> "list[Link]":
         """Who has something waiting and does not rest."""
         now_s = time.monotonic()
-        return [link for link in self._waiting if self._rests_until_s.get(link, 0.0) <= now_s]
+        return [link for link in self._waiting if link.rests_until_s <= now_s]
 
     def _look_s(self) -> float:
         """How long to wait for somebody to be awake."""
         now_s = time.monotonic()
-        rests = [until_s - now_s for until_s in self._rests_until_s.values() if until_s > now_s]
-        return min([LOOK_S, *rests])
+        return min(LOOK_S, *(link.rests_until_s - now_s for link in self._waiting)) if self._waiting else LOOK_S
 
     def _complete(self) -> bool:
         return self._urgent or sum(len(self._waiting[link]) for link in self._awake()) >= self._size
@@ -122,12 +123,11 @@ class Inbox:
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
-            if link in self._rests_until_s:
-                share = min(share, max(1, self._size // _PACED_SHARE))
+            if link.paced and link.alive:
+                share = min(share, _PACED)
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
                 del self._waiting[link]
-                self._rests_until_s.pop(link, None)
         self._taken += len(numbered)
         numbered.sort(key=lambda each: each[0])
         return [delivery for _, delivery in numbered]
@@ -174,6 +174,12 @@ class Link:
         self.queue = queue
         self.alive = True
         """False once its messages are the broker's again; the SQL thread may say so too."""
+        self.whom: str | None = None
+        self.in_a_row = 0
+        """Whom its last message was about, and how many before it too; with what follows, the inbox's."""
+        self.paced = False
+        self.rests_until_s = 0.0
+        """Monotonic; a flood of one customer, which leaves the processors to others (`Inbox.pace`)."""
         self.prefetch = 1
         """Most messages under way: one, later the full prefetch."""
         self._full_prefetch = prefetch

@@ -1,5 +1,6 @@
 """What a batch is made of: every connection has its share, in order of arrival."""
 
+import threading
 import time
 from typing import Final
 
@@ -87,7 +88,9 @@ def test_no_batch_is_larger_than_asked_and_nobody_starves_in_the_smallest() -> N
     assert taken(inbox) == []
 
 
-FLOOD: Final = range(1, 301)
+IN_A_ROW: Final = 13 * SIZE
+"""More than a thousand: from then on a flood of one customer is one."""
+REST: Final = range(IN_A_ROW + 1, IN_A_ROW + 301)
 
 
 def paced(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> list[tuple[str, int]]:
@@ -97,65 +100,122 @@ def paced(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> list[tu
     return [(delivery.link.queue, delivery.tag) for delivery in batch]
 
 
-def test_a_flood_of_one_customer_rests_beside_a_trickle_and_then_brings_little(clock: list[float]) -> None:
-    inbox = Inbox(SIZE)
+def flooded(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> tuple[Link, Link]:
+    """A flood of these customers, of which more than a thousand are through, and a trickle that has begun beside it:
+    the first small batch is through as well."""
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *FLOOD)
+    put(inbox, flood, *range(1, REST.stop))
+    for _ in range(IN_A_ROW // SIZE):
+        assert len(paced(inbox, *customers)) == SIZE
     put(inbox, trickle, 1)
-    assert paced(inbox, "hot", took_s=0.02) == [*[("flood", tag) for tag in range(1, 10)], ("trickle", 1)]
+    begun = [*[("flood", tag) for tag in range(REST.start, REST.start + 9)], ("trickle", 1)]
+    assert paced(inbox, *customers, took_s=took_s) == begun
+    return flood, trickle
+
+
+NEXT: Final = [("flood", tag) for tag in range(REST.start + 9, REST.stop)]
+"""Of the flood, after that."""
+
+
+def test_a_flood_of_one_customer_rests_beside_a_trickle(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
+    _, trickle = flooded(inbox, "hot", took_s=0.01)
     put(inbox, trickle, 2)
-    assert taken(inbox) == [("trickle", 2)]
-    clock[0] += 0.079
+    assert paced(inbox, "c") == [("trickle", 2)]
+    clock[0] += 0.039
     put(inbox, trickle, 3)
-    assert taken(inbox) == [("trickle", 3)]
+    assert paced(inbox, "c") == [("trickle", 3)]
     clock[0] += 0.002
     put(inbox, trickle, 4)
-    assert taken(inbox) == [("flood", 10), ("flood", 11), ("trickle", 4)]
+    assert paced(inbox, "hot") == [*NEXT[:9], ("trickle", 4)]
+
+
+def test_it_brings_little_even_to_a_large_batch_and_never_rests_long(clock: list[float]) -> None:
+    inbox = Inbox(10 * SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *range(1, 5_001))
+    paced(inbox, "hot")
+    paced(inbox, "hot")
+    put(inbox, trickle, 1)
+    assert len(paced(inbox, "hot", took_s=0.9)) == 10 * SIZE // 8
+    clock[0] += 0.049
+    put(inbox, trickle, 2)
+    assert paced(inbox, "c") == [("trickle", 2)]
+    clock[0] += 0.002
+    assert len(paced(inbox, "hot", took_s=1.9)) == 32
+    assert paced(inbox) == []
 
 
 def test_it_is_as_fast_as_ever_when_nobody_else_has_come_for_a_second(clock: list[float]) -> None:
     inbox = Inbox(SIZE)
-    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *FLOOD)
-    put(inbox, trickle, 1)
-    paced(inbox, "hot")
+    flooded(inbox, "hot")
     clock[0] += 1.5
-    paced(inbox, "hot")
-    assert len(paced(inbox, "hot")) == SIZE
+    assert paced(inbox, "hot") == NEXT[:32]
+    assert paced(inbox, "hot") == NEXT[32 : 32 + SIZE]
 
 
 @pytest.mark.parametrize("customers", [("a", "b"), (None,)])
 def test_a_flood_of_many_customers_or_of_nobody_does_not_rest(clock: list[float], customers: tuple[str | None]) -> None:
     inbox = Inbox(SIZE)
+    flooded(inbox, *customers)
+    assert taken(inbox) == NEXT[:10]
+
+
+def test_a_backlog_grouped_by_customer_does_not_rest(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *FLOOD)
+    put(inbox, flood, *range(1, 2_001))
     put(inbox, trickle, 1)
-    paced(inbox, *customers)
-    assert taken(inbox) == [("flood", tag) for tag in range(10, 20)]
+    batches = [paced(inbox, f"c{number // 50}") for number in range(150)]
+    assert [len(batch) for batch in batches] == [10] * 150
 
 
 def test_a_trickle_of_one_customer_does_not_rest(clock: list[float]) -> None:
     inbox = Inbox(SIZE)
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *FLOOD)
-    put(inbox, trickle, 1, 2)
-    paced(inbox, "c")
-    put(inbox, trickle, 3)
-    assert taken(inbox) == [("trickle", 3)]
+    for tag in range(1, 1_201):
+        put(inbox, trickle, tag)
+        assert paced(inbox, "c") == [("trickle", tag)]
+    put(inbox, flood, *range(1, 301))
+    put(inbox, trickle, *range(1_201, 1_212))
+    assert paced(inbox, "c") == [*[("flood", tag) for tag in range(1, 6)], *[("trickle", 1_201 + n) for n in range(5)]]
+    assert len(paced(inbox, "c")) == 10
 
 
-def test_a_resting_flood_alone_is_waited_for_and_taken() -> None:
-    inbox = Inbox(SIZE)
+def test_a_lost_connection_keeps_nothing_back(clock: list[float]) -> None:
+    inbox = Inbox(10 * SIZE)
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *FLOOD)
+    put(inbox, flood, *range(1, 5_001))
+    paced(inbox, "hot")
+    paced(inbox, "hot")
     put(inbox, trickle, 1)
-    paced(inbox, "hot", took_s=0.005)
-    batches = [taken(inbox) for _ in range(3)]
-    assert [("flood", 10), ("flood", 11)] in batches
+    paced(inbox, "hot")
+    flood.alive = False
+    clock[0] += 0.051
+    assert len(taken(inbox)) == 10 * SIZE // 8
+
+
+def test_a_resting_flood_is_waited_for_just_as_long_as_it_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("customer_actors.ingest.link.LOOK_S", 60.0)
+    inbox = Inbox(SIZE)
+    flooded(inbox, "hot")
+    began_s = time.monotonic()
+    assert taken(inbox) == NEXT[:10]
+    assert time.monotonic() - began_s < 30
+
+
+def test_a_trickle_wakes_who_waits_for_a_resting_flood() -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = flooded(inbox, "hot")
+    flood.rests_until_s = time.monotonic() + 60
+    timer = threading.Timer(0.01, put, (inbox, trickle, 2))
+    timer.start()
+    assert inbox.take(time.monotonic() + 0.05)[0].tag == 2
+    timer.join()
 
 
 def test_two_floods_of_one_customer_each_do_not_rest() -> None:
     inbox = Inbox(SIZE)
     for name in ("one", "other"):
-        put(inbox, link(inbox, name), *FLOOD)
-    assert [len(paced(inbox, "hot")) for _ in range(3)] == [SIZE] * 3
+        put(inbox, link(inbox, name), *range(1, 1_501))
+    assert [len(paced(inbox, "hot")) for _ in range(30)] == [SIZE] * 30
