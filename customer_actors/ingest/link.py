@@ -30,7 +30,7 @@ _IN_A_ROW: Final = 1_000
 _PACED: Final = 32
 """Most messages that a flood of one customer brings to a batch meanwhile."""
 _REST: Final = 4
-"""How many times as long as its batch took it then rests: four fifths of the processors are the others'."""
+"""How many times as long as its batch took it then rests: most of the processors' time is the others'."""
 _MOST_REST_S: Final = 0.05
 """A batch that took longer waited for a disk or a network: a rest gives nobody a processor."""
 
@@ -99,8 +99,8 @@ class Inbox:
             for link in {delivery.link for delivery in batch}:
                 floods = len(self._waiting.get(link, ())) > self._size // _HURRIED_SHARE
                 of_one = link.whom is not None and link.in_a_row >= _IN_A_ROW
-                link.paced = floods and of_one and now_s - took_s <= self._hurry_until_s
-                link.rests_until_s = now_s + min(_REST * took_s, _MOST_REST_S) if link.paced else 0.0
+                rests = floods and of_one and now_s - took_s <= self._hurry_until_s
+                link.rests_until_s = now_s + min(_REST * took_s, _MOST_REST_S) if rests else 0.0
 
     def _awake(self) -> "list[Link]":
         """Who has something waiting and does not rest."""
@@ -123,7 +123,7 @@ class Inbox:
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
-            if link.paced and link.alive:
+            if link.rests_until_s and link.alive:
                 share = min(share, _PACED)
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
@@ -177,9 +177,9 @@ class Link:
         self.whom: str | None = None
         self.in_a_row = 0
         """Whom its last message was about, and how many before it too; with what follows, the inbox's."""
-        self.paced = False
         self.rests_until_s = 0.0
-        """Monotonic; a flood of one customer, which leaves the processors to others (`Inbox.pace`)."""
+        """Monotonic, also when it is over; zero unless it is a flood of one customer that leaves the processors to
+        others (`Inbox.pace`)."""
         self.prefetch = 1
         """Most messages under way: one, later the full prefetch."""
         self._full_prefetch = prefetch

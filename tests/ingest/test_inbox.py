@@ -113,6 +113,16 @@ def flooded(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> tuple
     return flood, trickle
 
 
+def largely_flooded(inbox: Inbox) -> tuple[Link, Link]:
+    """The same with large batches; the trickle has come, and no small batch is taken yet."""
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *range(1, 5_001))
+    for _ in range(2):
+        paced(inbox, "hot")
+    put(inbox, trickle, 1)
+    return flood, trickle
+
+
 NEXT: Final = [("flood", tag) for tag in range(REST.start + 9, REST.stop)]
 """Of the flood, after that."""
 
@@ -132,11 +142,7 @@ def test_a_flood_of_one_customer_rests_beside_a_trickle(clock: list[float]) -> N
 
 def test_it_brings_little_even_to_a_large_batch_and_never_rests_long(clock: list[float]) -> None:
     inbox = Inbox(10 * SIZE)
-    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *range(1, 5_001))
-    paced(inbox, "hot")
-    paced(inbox, "hot")
-    put(inbox, trickle, 1)
+    _, trickle = largely_flooded(inbox)
     assert len(paced(inbox, "hot", took_s=0.9)) == 10 * SIZE // 8
     clock[0] += 0.049
     put(inbox, trickle, 2)
@@ -184,11 +190,7 @@ def test_a_trickle_of_one_customer_does_not_rest(clock: list[float]) -> None:
 
 def test_a_lost_connection_keeps_nothing_back(clock: list[float]) -> None:
     inbox = Inbox(10 * SIZE)
-    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
-    put(inbox, flood, *range(1, 5_001))
-    paced(inbox, "hot")
-    paced(inbox, "hot")
-    put(inbox, trickle, 1)
+    flood, _ = largely_flooded(inbox)
     paced(inbox, "hot")
     flood.alive = False
     clock[0] += 0.051
