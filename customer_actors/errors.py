@@ -5,6 +5,7 @@ CustomerActorsError
 ├── RefusedError    a request was understood and refused: exit 1
 ├── Outage          database or broker is away or overloaded: roll back, try again, charge nobody
 └── DataFault       the database refused the data (SQLSTATE class 22 or 23): one message or customer is at fault
+    └── KeyTaken    a key that was not there when this transaction looked has been inserted by another one
 """
 
 
@@ -26,3 +27,11 @@ class Outage(CustomerActorsError):
 
 class DataFault(CustomerActorsError):
     """The database refused the data itself. Never carries the driver's DETAIL, which holds key values."""
+
+
+class KeyTaken(DataFault):
+    """A row with this key is there already: whoever looked before in the same transaction lost a race; look again."""
+
+    def __init__(self, text: str, table: str | None) -> None:
+        super().__init__(text)
+        self.table = table

@@ -47,7 +47,7 @@ class Sale:
 
     @property
     def blank(self) -> bool:
-        """Nothing is known: a placeholder made to lock the key, to be removed again."""
+        """Nothing is known: the key was looked up and not claimed."""
         return self.amount_minor is None and not self.charged and not self.cancelled
 
 

@@ -1,24 +1,25 @@
 """Appending a batch: admission under row locks, positions without gaps, one transaction.
 
-The order of steps is the deadlock and race argument of docs/design.md 3: orders, then POS sales, payments and
-redemptions, then customers, each first inserted where missing and then locked by a separate statement, always over
-sorted keys. Outcomes are decided in memory once every registry row is locked; positions are given last, to accepted
-messages only.
+The order of steps is the deadlock and race argument of docs/design.md 3, always over sorted keys: known orders are
+locked, then known POS sales, payments and redemptions, then customers; new customers and new sales are inserted last.
+Outcomes are decided in memory once every known row is locked; positions are given last, to accepted messages only. If
+another transaction inserts one of the new keys first, the batch is rolled back and decided again, with that row in view
+(docs/decisions/0010-a-sale-is-written-once.md).
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from customer_actors.domain.admission import Decision, Draft, Redemption, Registry, Sale, SaleKey, admit
 from customer_actors.domain.envelope import Received
 from customer_actors.domain.events import Channel, Event, EventType, Message, Outcome, Rejected
 from customer_actors.domain.routing import BIT, CONCERNS, CREDIT, LOYALTY, STATS, route
+from customer_actors.errors import KeyTaken, Outage
 from customer_actors.groups.advance import storable
 from customer_actors.storage.bells import Bell, add_bell
 from customer_actors.storage.database import Columns, Database, Row, columns
 
-SALE_KEY = columns("sale", "organization_id text, channel text, reference text")
 SALE = columns(
     "sale",
     "organization_id text, channel text, reference text",
@@ -46,6 +47,9 @@ EVENT = columns(
 PAYLOAD = columns("event_payload", "customer bigint, position bigint", "payload text")
 STATE_KEYS = tuple(columns(table, "customer bigint") for table in ("stats_state", "credit_state", "customer_segment"))
 LOYALTY_STATE = columns("loyalty_state", "customer bigint", "tier text")
+
+_MOST_RACES: Final = 50
+"""Lost in a row; each one means that somebody else's batch was committed."""
 
 
 class Incoming(NamedTuple):
@@ -78,6 +82,16 @@ def append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, 
     Raises:
         Outage, DataFault: nothing was committed.
     """
+    for _ in range(_MOST_RACES):
+        try:
+            return _append(database, batch, policy, now_us)
+        except KeyTaken as taken:
+            if taken.table not in (SALE.table, CUSTOMER.table):
+                raise
+    raise Outage("other processes keep registering what this batch names: is more than one ingest taking a queue?")
+
+
+def _append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, now_us: int) -> Appended:
     with database.transaction():
         messages = [incoming.decoded for incoming in batch if isinstance(incoming.decoded, Message)]
         books = _Books(database, messages, policy.currency)
@@ -96,7 +110,11 @@ def append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, 
 
 
 class _Books:
-    """The registry rows a batch names: made where missing, locked, handed to admission, saved where changed."""
+    """The registry rows a batch names: locked where known, handed to admission, saved where new or changed.
+
+    A sale key that is not known is not there for admission, and belongs to whoever inserts it first: an outcome that
+    follows from its absence always claims it.
+    """
 
     def __init__(self, database: Database, messages: Sequence[Message], currency: str | None) -> None:
         self.database = database
@@ -106,7 +124,7 @@ class _Books:
         self._load_currencies(messages, currency)
         orders = {(m.organization_id, Channel.ORDER.value, m.reference) for m in messages if m.type in _NAMES_ORDER}
         paid = {(m.organization_id, Channel.ORDER.value, m.order_id) for m in messages if m.order_id}
-        self._load_sales(orders, if_known=paid - orders)
+        self._load_sales(orders | paid)
         self._load_sales(
             {(m.organization_id, Channel.POS.value, m.reference) for m in messages if m.type == EventType.POS_COMPLETED}
             | {(m.organization_id, Channel.POS.value, m.pos_transaction_id) for m in messages if m.pos_transaction_id}
@@ -139,15 +157,10 @@ class _Books:
         self.registry.currencies = known
         self._known_currencies = set(known)
 
-    def _load_sales(self, wanted: Iterable[SaleKey], if_known: Iterable[SaleKey] = ()) -> None:
-        keys = sorted(wanted)
-        new = self.database.insert_missing(SALE_KEY, keys)
-        old = sorted([*(key for key in keys if key not in new), *if_known])
-        for row in self.database.lock(SALE, old, "t.organization_id, t.channel, t.reference"):
+    def _load_sales(self, wanted: Iterable[SaleKey]) -> None:
+        for row in self.database.lock(SALE, sorted(wanted), "t.organization_id, t.channel, t.reference"):
             self.registry.sales[row[:3]] = Sale(*row)
             self._stored[row[:3]] = row
-        for key in new:
-            self.registry.sales[key] = Sale(*key)
 
     def _load(self, table: Columns, wanted: dict[Row, Row]) -> set[Row]:
         """Payments and redemptions are inserted with their content at once; the rows somebody made before are read."""
@@ -162,11 +175,11 @@ class _Books:
         return new
 
     def save(self) -> None:
-        """Write what admission changed and remove the placeholders nobody claimed."""
-        database, registry = self.database, self.registry
-        rows = [(sale, _sale_row(sale)) for sale in registry.sales.values()]
-        database.update(SALE, [row for sale, row in rows if not sale.blank and row != self._stored.get(sale.key)])
-        database.delete(SALE_KEY, [sale.key for sale, _ in rows if sale.blank and sale.key not in self._stored])
+        """Write what admission changed."""
+        database, registry, stored = self.database, self.registry, self._stored
+        sales = sorted(_sale_row(sale) for sale in registry.sales.values() if not sale.blank)
+        database.update(SALE, [row for row in sales if row[:3] in stored and row != stored[row[:3]]])
+        database.insert(SALE, [row for row in sales if row[:3] not in stored])
         self._settle(PAYMENT, self._payments, self._new_payments, {k: (v,) for k, v in registry.payments.items()})
         self._settle(REDEMPTION, self._redemptions, self._new_redemptions, dict(registry.redemptions.items()))
         named = [(o, c) for o, c in sorted(registry.currencies.items()) if o not in self._known_currencies]
@@ -210,12 +223,12 @@ def _append_events(database: Database, drafts: Sequence[Draft], policy: AppendPo
     if not drafts:
         return {}
     keys: list[Row] = sorted({(draft.message.organization_id, draft.customer_id) for draft in drafts})
-    new = database.insert_missing(CUSTOMER_KEY, keys)
-    heads = {
-        (row[0], row[1]): list(row[2:]) for row in database.lock(CUSTOMER, keys, "t.organization_id, t.customer_id")
-    }
+    known = database.lock(CUSTOMER, keys, "t.organization_id, t.customer_id")
+    new = sorted({*keys} - {row[:2] for row in known})
+    database.insert(CUSTOMER_KEY, new)
+    heads = {(row[0], row[1]): list(row[2:]) for row in [*known, *database.select(CUSTOMER, new)]}
     numbers = {key: head[0] for key, head in heads.items()}
-    created = [(numbers[key],) for key in sorted(new)]
+    created = [(numbers[key],) for key in new]
     for table in STATE_KEYS:  # there must be a row to lock before the first event can be seen
         database.insert(table, created)
     database.insert(LOYALTY_STATE, [(number, policy.first_tier) for (number,) in created])

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import peewee
 import psycopg2
-from psycopg2.errors import InsufficientPrivilege
+from psycopg2.errors import InsufficientPrivilege, UniqueViolation
 
-from customer_actors.errors import DataFault, Outage, UsageError
+from customer_actors.errors import DataFault, KeyTaken, Outage, UsageError
 
 Row = tuple[Any, ...]
 
@@ -168,6 +168,8 @@ def sorted_errors(database: Database) -> Iterator[None]:
         yield
     except (peewee.PeeweeException, psycopg2.Error, sqlite3.Error, OverflowError) as error:
         cause = _cause(error)
+        if isinstance(cause, UniqueViolation):
+            raise KeyTaken("the database has this key already", cause.diag.table_name) from None
         if _data_fault(cause):
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()
