@@ -7,6 +7,7 @@ could lock none: whoever holds those rows looks again before it ends, so nobody 
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ def _round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
         positions = store.lock(groups)
         if not positions:
             return Round(0)
-        events = store.read(positions, max(1, limit // len(positions)))
+        events = _read(store, positions, limit)
         if not events:
             return Round(len(positions))
         work = store.load(events)
@@ -180,6 +181,22 @@ def _round(store: Store[E], groups: Sequence[int], limit: int) -> Round:
         work.save(reached, holds)
         applied = len(events) if not holds else sum(reached.get(e.customer, 0) >= e.position for e in events)
         return Round(len(positions), applied, tuple(holds), tuple(reached))
+
+
+def _read(store: Store[E], positions: dict[int, int], limit: int) -> list[E]:
+    """About `limit` events, evenly; what some groups do not need of their share is for those with more."""
+    events: list[E] = []
+    after = positions
+    while after:
+        each = max(1, (limit - len(events)) // len(after))
+        found = store.read(after, each)
+        events += found
+        last = {event.customer: event.position for event in found}
+        many = Counter(event.customer for event in found)
+        after = {group: last[group] for group in last if many[group] == each}
+        if len(events) + len(after) > limit:
+            break
+    return events
 
 
 def _fold_all(work: Work[E], events: Sequence[E]) -> tuple[dict[int, int], list[Hold]]:

@@ -4,7 +4,7 @@ The order of steps is the deadlock and race argument of docs/design.md 3, always
 locked, then known POS sales, payments and redemptions, then customers; new customers and new sales are inserted last.
 Outcomes are decided in memory once every known row is locked; positions are given last, to accepted messages only. If
 another transaction inserts one of the new keys first, the batch is rolled back and decided again, with that row in view
-(docs/decisions/0010-a-sale-is-written-once.md).
+(docs/decisions/0010-what-a-statement-costs.md).
 """
 
 import hashlib

@@ -131,6 +131,13 @@ def test_a_hot_group_takes_only_its_share_of_a_round_and_only_it_goes_round_agai
     assert (report.applied, report.rounds) == (12, 2 + 1)
 
 
+def test_what_some_groups_do_not_need_of_a_round_is_for_those_with_more() -> None:
+    memory = Memory({1: 9, 2: 1}, limit=8)
+    run(memory, 1, 2)
+    assert memory.folded[:8] == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (1, 5), (1, 6), (1, 7)]
+    assert memory.asked == [[1, 2], [1]]
+
+
 def test_a_round_of_more_groups_than_events_still_takes_one_of_each() -> None:
     memory = Memory({1: 2, 2: 2, 3: 2}, limit=1)
     run(memory, 1, 2, 3)

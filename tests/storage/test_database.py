@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from customer_actors.errors import DataFault, Outage, UsageError
+from customer_actors.errors import DataFault, KeyTaken, Outage, UsageError
 from customer_actors.settings import Settings
 from customer_actors.storage.database import Database, columns
 from customer_actors.storage.opening import open_database
-from customer_actors.storage.postgresql import PostgresDatabase
+from customer_actors.storage.postgresql import COPY_FROM_ROWS, PostgresDatabase
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.sqlite import SqliteDatabase
 from tests.model.examples import order
@@ -66,6 +66,55 @@ def test_bulk_statements_write_and_read_the_same_on_both(things: Database) -> No
         assert things.lock(THING, keys, "t.a, t.b") == [expected[1], expected[3]]
     each = "SELECT {a} AS a, count(*) AS n FROM thing WHERE a = {a} AND b <= {b}"
     assert sorted(things.for_each(THING_KEY, each, [("x", 2), ("y", 5), ("no", 1)])) == [("no", 0), ("x", 2), ("y", 1)]
+
+
+@pytest.mark.parametrize("rows", [1, COPY_FROM_ROWS], ids=["array", "copy"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NULL",
+        "null",
+        "\\N",
+        "\\.",
+        "{}",
+        "{1,2}",
+        '"',
+        '""',
+        '\\"',
+        "a\\",
+        ",",
+        "\t",
+        "a\nb",
+        "\r\n",
+        " x ",
+        "%s",
+        "?",
+        "'",
+        "é☃😀",
+    ],
+)
+def test_any_text_comes_back_as_it_was_however_it_is_sent(things: Database, text: str, rows: int) -> None:
+    sent = [(f"{text}{n}", n, text, None) for n in range(rows)]
+    with things.transaction():
+        things.insert(THING, sent)
+        assert things.insert_missing(THING, [*sent[:1], (text, -1, text, True)]) == {(text, -1)}
+        things.update(THING, [(text, -1, text + text, False)])
+    assert sorted(things.select(THING, [row[:2] for row in sent])) == sorted(sent)
+    assert things.select(THING, [(text, -1)]) == [(text, -1, text + text, False)]
+
+
+def test_a_key_that_is_there_is_told_apart_from_other_refused_data(postgres_storage: Storage) -> None:
+    postgres = postgres_storage.database
+    postgres.execute("CREATE TEMPORARY TABLE taken (n bigint PRIMARY KEY CHECK (n > 0))")
+    taken = columns("taken", "n bigint")
+    postgres.execute("INSERT INTO taken VALUES (1)")
+    with pytest.raises(KeyTaken) as caught, postgres.transaction():
+        postgres.insert(taken, [(1,)])
+    assert caught.value.table == "taken"
+    with pytest.raises(DataFault) as other, postgres.transaction():
+        postgres.insert(taken, [(-1,)])
+    assert not isinstance(other.value, KeyTaken)
 
 
 def test_nothing_to_do_is_no_statement(things: Database) -> None:
