@@ -28,6 +28,9 @@ from tests.servers.process import server_folder
 
 LIMIT_S: Final = 3 * 3_600
 """A run that takes longer hangs, and is ended with all its processes."""
+SHARED_BUFFERS: Final = "2GB"
+"""PostgreSQL's cache, for every subject: its default of 128 MB is for starting anywhere, its manual says a quarter of the
+memory. Nothing else of the servers' configuration is changed."""
 PARTS: Final = ("shapes", "kills", "processes", "latency", "history")
 QUICK: Final = Sizes(events=4_000, rounds=1, backlog=10_000, latency_seconds=5, history_customers=20_000)
 
@@ -37,8 +40,12 @@ def measure(sizes: Sizes, parts: tuple[str, ...], say: Callable[[str], None]) ->
     with PrivatePostgres() as postgres, PrivateRabbitMQ() as rabbitmq, server_folder("benchmark") as folder:
         servers, program = Servers(postgres, rabbitmq, folder), postgres.programs / "pgbench"
         with cursor_on(postgres.url()) as cursor:
+            cursor.execute(f"ALTER SYSTEM SET shared_buffers = '{SHARED_BUFFERS}'")
             cursor.execute("SHOW server_version")
             results = Results(sizes, machine.describe(cursor.fetchone()[0], rabbitmq.ctl("version").strip()))
+        results.machine["shared_buffers"] = SHARED_BUFFERS
+        postgres.stop()
+        postgres.start()
         work: dict[str, Callable[[], None]] = {
             "shapes": lambda: scenarios.shapes(results, servers, program, folder, say),
             "kills": lambda: scenarios.kills(results, servers, say),

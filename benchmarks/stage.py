@@ -27,6 +27,8 @@ LOOK_S: Final = 0.05
 """How often progress is looked at: what the seconds of a round may be wrong by."""
 QUIET_S: Final = 1.5
 """Nothing changed for so long: the work may be done."""
+IDLE_S: Final = 0.5
+"""The database has had nothing to do for so long: whoever started has looked around."""
 GIVE_UP_S: Final = 15.0
 """A disturbed side on which nothing changes for so long will not get further by itself."""
 WORKER_PROCESSES: Final = 2
@@ -104,6 +106,20 @@ class Stage:
         """Start the processes of Dramatiq's command line and wait until all of them consume all queues."""
         child = self.start("workers", program("dramatiq"), *args, "--processes", str(processes), **environment)
         child.wait_until(lambda: all(self.queue(queue)[1] == processes for queue in queues))
+
+    def wait_until_database_idle(self) -> None:
+        """Return once no process of the stage has had a statement under way for a while."""
+        busy = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND (state <> 'idle' OR now() - state_change < interval '%s s')"
+        )
+        with cursor_on(self.database_url) as cursor:
+
+            def idle() -> bool:
+                cursor.execute(busy, (IDLE_S,))
+                return not cursor.fetchone()[0]
+
+            wait_until(idle, 120)
 
     def kill_a_worker(self) -> None:
         """kill -9 of the process that works most under the name "workers"; what ends with it is started again."""
