@@ -29,7 +29,7 @@ from tests.servers.process import server_folder
 LIMIT_S: Final = 3 * 3_600
 """A run that takes longer hangs, and is ended with all its processes."""
 SHARED_BUFFERS: Final = "2GB"
-"""PostgreSQL's cache, for every subject: its default of 128 MB is for starting anywhere, its manual says a quarter of the
+"""PostgreSQL's cache, for every subject: its default of 128 MB is for any machine, its manual says a quarter of the
 memory. Nothing else of the servers' configuration is changed."""
 PARTS: Final = ("shapes", "kills", "processes", "latency", "history")
 QUICK: Final = Sizes(events=4_000, rounds=1, backlog=10_000, latency_seconds=5, history_customers=20_000)
