@@ -27,12 +27,11 @@ _HURRIED_SHARE: Final = 8
 
 _IN_A_ROW: Final = 1_000
 """So many messages of one customer make a flood of one; a backlog that is grouped by customer is everybody's."""
-_PACED: Final = 32
-"""Most messages that a flood of one customer brings to a batch meanwhile."""
-_REST: Final = 4
-"""How many times as long as its batch took it then rests: most of the processors' time is the others'."""
-_MOST_REST_S: Final = 0.05
-"""A batch that took longer waited for a disk or a network: a rest gives nobody a processor."""
+_REST_S: Final = 0.1
+"""Such a flood goes alone only when nobody else has come for so long: then others rarely meet its batch."""
+_PACED: Final = 24
+"""Meanwhile so many of its messages, at most, ride along with every batch of the others. That costs them a few
+milliseconds and nobody a transaction."""
 
 
 class Delivery(NamedTuple):
@@ -47,8 +46,8 @@ class Inbox:
 
     Each connection has its share of a batch: what comes by a trickle does not wait behind the flood of another queue,
     and while it comes, batches are small. Floods alone, or together, have full ones. A flood of one customer beside
-    a trickle is slowed down besides, so that there are processors left for the others; one of many customers is not:
-    those wait for each other anyway.
+    a trickle rides along with its batches besides, so that the others never wait for one of the flood, nor for the
+    processors it would take; one of many customers does not: those wait for each other anyway.
     """
 
     def __init__(self, size: int) -> None:
@@ -82,13 +81,12 @@ class Inbox:
             self._urgent = False
             return self._batch()
 
-    def pace(self, batch: Sequence[Delivery], customers: Sequence[str | None], took_s: float) -> None:
-        """Have a flood of one customer rest while others trickle.
+    def pace(self, batch: Sequence[Delivery], customers: Sequence[str | None]) -> None:
+        """Have a flood of one customer rest while others trickle: it only rides along with them.
 
         Args:
-            batch: what was taken last.
+            batch: what was taken last, and is committed.
             customers: whom each of its messages is about.
-            took_s: how long it took until it was committed.
         """
         for delivery, customer in zip(batch, customers, strict=True):
             link = delivery.link
@@ -99,8 +97,8 @@ class Inbox:
             for link in {delivery.link for delivery in batch}:
                 floods = len(self._waiting.get(link, ())) > self._size // _HURRIED_SHARE
                 of_one = link.whom is not None and link.in_a_row >= _IN_A_ROW
-                rests = floods and of_one and now_s - took_s <= self._hurry_until_s
-                link.rests_until_s = now_s + min(_REST * took_s, _MOST_REST_S) if rests else 0.0
+                rests = floods and of_one and now_s <= self._hurry_until_s
+                link.rests_until_s = now_s + _REST_S if rests else 0.0
 
     def _awake(self) -> "list[Link]":
         """Who has something waiting and does not rest."""
@@ -118,12 +116,12 @@ class Inbox:
     def _batch(self) -> list[Delivery]:
         """The oldest of each connection, evenly; what one does not need of its share is the others'."""
         numbered: list[tuple[int, Delivery]] = []
-        size = self._batch_size()
-        links = sorted(self._awake(), key=partial(self._turn, size=size))
+        size, now_s = self._batch_size(), time.monotonic()
+        links = sorted(self._waiting, key=partial(self._turn, size=size))
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
-            if link.rests_until_s and link.alive:
+            if link.rests_until_s > now_s and link.alive:
                 share = min(share, _PACED)
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
@@ -178,8 +176,7 @@ class Link:
         self.in_a_row = 0
         """Whom its last message was about, and how many before it too; with what follows, the inbox's."""
         self.rests_until_s = 0.0
-        """Monotonic, also when it is over; zero unless it is a flood of one customer that leaves the processors to
-        others (`Inbox.pace`)."""
+        """Monotonic: until then it only rides along with others, as a flood of one customer (`Inbox.pace`)."""
         self.prefetch = 1
         """Most messages under way: one, later the full prefetch."""
         self._full_prefetch = prefetch

@@ -188,7 +188,7 @@ class Consumer:
             return
         self._begun_s = time.monotonic()
         customers = self._take([delivery.received for delivery in self._batch])
-        self._inbox.pace(self._batch, customers, time.monotonic() - self._begun_s)
+        self._inbox.pace(self._batch, customers)
         last_tags = {delivery.link: delivery.tag for delivery in self._batch}
         self._batch = []
         self._outages = 0

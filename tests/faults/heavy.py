@@ -162,11 +162,11 @@ class Steady(threading.Thread):
         return Latency(cuts[49], cuts[98], self._sales - len(self._seen))
 
 
-def measured(stage: Stage, name: str, seconds: float) -> Latency:
+def measured(stage: Stage, name: str, seconds: float, windows: int = WINDOWS) -> Latency:
     """The others' latency, in windows of so many seconds."""
-    windows = [_window(stage, f"{name}{number}", seconds) for number in range(WINDOWS)]
-    print(f"{name}: p99 of the windows " + ", ".join(f"{window.p99_ms:.0f}" for window in windows))
-    p50s, p99s, missing = zip(*windows, strict=True)
+    each = [_window(stage, f"{name}{number}", seconds) for number in range(windows)]
+    print(f"{name}: p99 of the windows " + ", ".join(f"{window.p99_ms:.0f}" for window in each))
+    p50s, p99s, missing = zip(*each, strict=True)
     return Latency(statistics.median(p50s), statistics.median(p99s), sum(missing))
 
 

@@ -74,7 +74,7 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
         stage.until(lambda: not stage.behind(), 600)
         recovery_s = time.monotonic() - over_s
         _flood_standing(stage, SPREAD, [f"W-{number}" for number in range(OTHERS)])
-        shared = measured(stage, "C", SECONDS)
+        shared = measured(stage, "C", SECONDS, windows=3)  # it is through sooner
         stage.until(lambda: not sum(stage.left(POS_QUEUE).values()) and not stage.behind(), 3600)
         again = measured(stage, "D", SECONDS)
         peak_mb = max(memory.peaks_mb.values())

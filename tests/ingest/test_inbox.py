@@ -93,14 +93,14 @@ IN_A_ROW: Final = 13 * SIZE
 REST: Final = range(IN_A_ROW + 1, IN_A_ROW + 301)
 
 
-def paced(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> list[tuple[str, int]]:
+def paced(inbox: Inbox, *customers: str | None) -> list[tuple[str, int]]:
     """What is taken next and then committed, about these customers in turn."""
     batch = inbox.take(time.monotonic())
-    inbox.pace(batch, [customers[number % len(customers)] for number in range(len(batch))], took_s)
+    inbox.pace(batch, [customers[number % len(customers)] for number in range(len(batch))])
     return [(delivery.link.queue, delivery.tag) for delivery in batch]
 
 
-def flooded(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> tuple[Link, Link]:
+def flooded(inbox: Inbox, *customers: str | None) -> tuple[Link, Link]:
     """A flood of these customers, of which more than a thousand are through, and a trickle that has begun beside it:
     the first small batch is through as well."""
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
@@ -109,7 +109,7 @@ def flooded(inbox: Inbox, *customers: str | None, took_s: float = 0.01) -> tuple
         assert len(paced(inbox, *customers)) == SIZE
     put(inbox, trickle, 1)
     begun = [*[("flood", tag) for tag in range(REST.start, REST.start + 9)], ("trickle", 1)]
-    assert paced(inbox, *customers, took_s=took_s) == begun
+    assert paced(inbox, *customers) == begun
     return flood, trickle
 
 
@@ -127,37 +127,49 @@ NEXT: Final = [("flood", tag) for tag in range(REST.start + 9, REST.stop)]
 """Of the flood, after that."""
 
 
-def test_a_flood_of_one_customer_rests_beside_a_trickle(clock: list[float]) -> None:
+def test_a_flood_of_one_customer_goes_alone_only_when_nobody_has_come_for_a_tenth_of_a_second(
+    clock: list[float],
+) -> None:
     inbox = Inbox(SIZE)
-    _, trickle = flooded(inbox, "hot", took_s=0.01)
-    put(inbox, trickle, 2)
-    assert paced(inbox, "c") == [("trickle", 2)]
-    clock[0] += 0.039
-    put(inbox, trickle, 3)
-    assert paced(inbox, "c") == [("trickle", 3)]
+    flooded(inbox, "hot")
+    clock[0] += 0.099
+    assert paced(inbox) == []
     clock[0] += 0.002
-    put(inbox, trickle, 4)
-    assert paced(inbox, "hot") == [*NEXT[:9], ("trickle", 4)]
+    assert paced(inbox, "hot") == NEXT[:10]
+    assert paced(inbox) == []
 
 
-def test_it_brings_little_even_to_a_large_batch_and_never_rests_long(clock: list[float]) -> None:
+def test_meanwhile_it_rides_along_with_the_others_a_little_at_a_time(clock: list[float]) -> None:
+    inbox = Inbox(10 * SIZE)
+    flood, trickle = largely_flooded(inbox)
+    assert len(paced(inbox, "hot")) == 10 * SIZE // 8
+    for tag in range(2, 20):
+        clock[0] += 0.09
+        put(inbox, trickle, tag)
+        batch = paced(inbox, "hot")
+        assert batch[-1] == ("trickle", tag)
+        assert [queue for queue, _ in batch[:-1]] == ["flood"] * 24
+    assert flood.rests_until_s > clock[0]
+
+
+def test_its_messages_are_taken_in_order_however_they_are_taken(clock: list[float]) -> None:
     inbox = Inbox(10 * SIZE)
     _, trickle = largely_flooded(inbox)
-    assert len(paced(inbox, "hot", took_s=0.9)) == 10 * SIZE // 8
-    clock[0] += 0.049
-    put(inbox, trickle, 2)
-    assert paced(inbox, "c") == [("trickle", 2)]
-    clock[0] += 0.002
-    assert len(paced(inbox, "hot", took_s=1.9)) == 32
-    assert paced(inbox) == []
+    took: list[int] = []
+    for tag in range(2, 60):
+        clock[0] += (0.03, 0.11)[tag % 2]
+        put(inbox, trickle, *([tag] if tag % 3 else []))
+        took += [at for queue, at in paced(inbox, "hot") if queue == "flood"]
+    assert took == [*range(took[0], took[0] + len(took))]
+    assert len(took) > 2_000
 
 
 def test_it_is_as_fast_as_ever_when_nobody_else_has_come_for_a_second(clock: list[float]) -> None:
     inbox = Inbox(SIZE)
     flooded(inbox, "hot")
     clock[0] += 1.5
-    assert paced(inbox, "hot") == NEXT[:32]
-    assert paced(inbox, "hot") == NEXT[32 : 32 + SIZE]
+    assert paced(inbox, "hot") == NEXT[:SIZE]
+    assert paced(inbox, "hot") == NEXT[SIZE : 2 * SIZE]
 
 
 @pytest.mark.parametrize("customers", [("a", "b"), (None,)])
@@ -193,7 +205,7 @@ def test_a_lost_connection_keeps_nothing_back(clock: list[float]) -> None:
     flood, _ = largely_flooded(inbox)
     paced(inbox, "hot")
     flood.alive = False
-    clock[0] += 0.051
+    clock[0] += 0.101
     assert len(taken(inbox)) == 10 * SIZE // 8
 
 
@@ -212,7 +224,7 @@ def test_a_trickle_wakes_who_waits_for_a_resting_flood() -> None:
     flood.rests_until_s = time.monotonic() + 60
     timer = threading.Timer(0.01, put, (inbox, trickle, 2))
     timer.start()
-    assert inbox.take(time.monotonic() + 0.05)[0].tag == 2
+    assert inbox.take(time.monotonic() + 0.05)[-1].link is trickle
     timer.join()
 
 
