@@ -5,7 +5,7 @@ CustomerActorsError
 ├── RefusedError    a request was understood and refused: exit 1
 ├── Outage          database or broker is away or overloaded: roll back, try again, charge nobody
 └── DataFault       the database refused the data (SQLSTATE class 22 or 23): one message or customer is at fault
-    └── KeyTaken    a key that was not there when this transaction looked has been inserted by another one
+    └── KeyTaken    a key is there already; who looked for it before looks again
 """
 
 
@@ -30,8 +30,8 @@ class DataFault(CustomerActorsError):
 
 
 class KeyTaken(DataFault):
-    """A row with this key is there already: whoever looked before in the same transaction lost a race; look again."""
+    """PostgreSQL refused a key that is there already: if it was not, when this transaction looked, a race is lost."""
 
-    def __init__(self, text: str, table: str | None) -> None:
+    def __init__(self, text: str, constraint: str | None) -> None:
         super().__init__(text)
-        self.table = table
+        self.constraint = constraint

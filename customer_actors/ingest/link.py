@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pika
@@ -28,10 +27,7 @@ _HURRIED_SHARE: Final = 8
 _IN_A_ROW: Final = 1_000
 """So many messages of one customer make a flood of one; a backlog that is grouped by customer is everybody's."""
 _REST_S: Final = 0.1
-"""Such a flood goes alone only when nobody else has come for so long: then others rarely meet its batch."""
-_PACED: Final = 24
-"""Meanwhile so many of its messages, at most, ride along with every batch of the others. That costs them a few
-milliseconds and nobody a transaction."""
+"""Such a flood brings a small batch in so many seconds: together with the others when they come, else alone."""
 
 
 class Delivery(NamedTuple):
@@ -46,12 +42,13 @@ class Inbox:
 
     Each connection has its share of a batch: what comes by a trickle does not wait behind the flood of another queue,
     and while it comes, batches are small. Floods alone, or together, have full ones. A flood of one customer beside
-    a trickle rides along with its batches besides, so that the others never wait for one of the flood, nor for the
+    a trickle rides along with its batches besides, so that the others rarely wait for one of the flood, or for the
     processors it would take; one of many customers does not: those wait for each other anyway.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._hurried = max(1, size // _HURRIED_SHARE)
         self._waiting: dict[Link, deque[tuple[int, Delivery]]] = {}
         """Numbered in order of arrival, by connection."""
         self._arrived = 0
@@ -82,7 +79,7 @@ class Inbox:
             return self._batch()
 
     def pace(self, batch: Sequence[Delivery], customers: Sequence[str | None]) -> None:
-        """Have a flood of one customer rest while others trickle: it only rides along with them.
+        """Have a flood of one customer rest while others trickle: until it is over, it only rides along with them.
 
         Args:
             batch: what was taken last, and is committed.
@@ -95,7 +92,7 @@ class Inbox:
         with self._changed:
             now_s = time.monotonic()
             for link in {delivery.link for delivery in batch}:
-                floods = len(self._waiting.get(link, ())) > self._size // _HURRIED_SHARE
+                floods = len(self._waiting.get(link, ())) > self._hurried
                 of_one = link.whom is not None and link.in_a_row >= _IN_A_ROW
                 rests = floods and of_one and now_s <= self._hurry_until_s
                 link.rests_until_s = now_s + _REST_S if rests else 0.0
@@ -103,7 +100,7 @@ class Inbox:
     def _awake(self) -> "list[Link]":
         """Who has something waiting and does not rest."""
         now_s = time.monotonic()
-        return [link for link in self._waiting if link.rests_until_s <= now_s]
+        return [link for link in self._waiting if not link.rests(now_s)]
 
     def _look_s(self) -> float:
         """How long to wait for somebody to be awake."""
@@ -117,12 +114,12 @@ class Inbox:
         """The oldest of each connection, evenly; what one does not need of its share is the others'."""
         numbered: list[tuple[int, Delivery]] = []
         size, now_s = self._batch_size(), time.monotonic()
-        links = sorted(self._waiting, key=partial(self._turn, size=size))
+        links = sorted(self._waiting, key=lambda link: (link.rests(now_s), self._turn(link, size)))
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
-            if link.rests_until_s > now_s and link.alive:
-                share = min(share, _PACED)
+            if link.rests(now_s):  # what it would bring at the end of its rest, as far as that has passed
+                share = min(share, int(self._hurried * (1 - (link.rests_until_s - now_s) / _REST_S)))
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
                 del self._waiting[link]
@@ -134,8 +131,7 @@ class Inbox:
         lengths, now_s = [len(waiting) for waiting in self._waiting.values()], time.monotonic()
         if min(lengths) < self._size // len(lengths) < max(lengths):
             self._hurry_until_s = now_s + _HURRY_S
-        hurried = max(1, self._size // _HURRIED_SHARE)
-        return self._size if now_s > self._hurry_until_s else hurried
+        return self._size if now_s > self._hurry_until_s else self._hurried
 
     def _turn(self, link: "Link", size: int) -> int:
         """The shortest first, who leaves most to the others. Where not everybody can have one: who waits longest."""
@@ -176,7 +172,7 @@ class Link:
         self.in_a_row = 0
         """Whom its last message was about, and how many before it too; with what follows, the inbox's."""
         self.rests_until_s = 0.0
-        """Monotonic: until then it only rides along with others, as a flood of one customer (`Inbox.pace`)."""
+        """Monotonic: as a flood of one customer (`Inbox.pace`)."""
         self.prefetch = 1
         """Most messages under way: one, later the full prefetch."""
         self._full_prefetch = prefetch
@@ -192,6 +188,10 @@ class Link:
     @property
     def closed(self) -> bool:
         return self._connection is None
+
+    def rests(self, now_s: float) -> bool:
+        """Whether it only rides along; what a lost connection has left is not kept back."""
+        return self.alive and now_s < self.rests_until_s
 
     def open(self, to: pika.URLParameters, loop: IOLoop) -> None:
         self._connection = pika.SelectConnection(

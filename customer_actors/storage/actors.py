@@ -22,7 +22,7 @@ Store = StreamStore | SegmentationStore
 class Stores:
     """Makes the short-lived store of one advance."""
 
-    def __init__(self, database: Database, rules: Rules, round_events: int = 2_048) -> None:
+    def __init__(self, database: Database, rules: Rules, round_events: int = 2_000) -> None:
         self.database = database
         self.current_rules = rules
         self.book = RulesBook(database)

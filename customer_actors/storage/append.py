@@ -1,8 +1,8 @@
 """Appending a batch: admission under row locks, positions without gaps, one transaction.
 
 The order of steps is the deadlock and race argument of docs/design.md 3, always over sorted keys: known orders are
-locked, then known POS sales, payments and redemptions, then customers; new customers and new sales are inserted last.
-Outcomes are decided in memory once every known row is locked; positions are given last, to accepted messages only. If
+locked, then known POS sales, payments and redemptions, then known customers; then new customers are inserted, and new
+sales. Outcomes are decided in memory once every known row is locked; positions are given to accepted messages only. If
 another transaction inserts one of the new keys first, the batch is rolled back and decided again, with that row in view
 (docs/decisions/0010-what-a-statement-costs.md).
 """
@@ -10,6 +10,8 @@ another transaction inserts one of the new keys first, the batch is rolled back 
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
+
+import structlog
 
 from customer_actors.domain.admission import Decision, Draft, Redemption, Registry, Sale, SaleKey, admit
 from customer_actors.domain.envelope import Received
@@ -48,8 +50,12 @@ PAYLOAD = columns("event_payload", "customer bigint, position bigint", "payload 
 STATE_KEYS = tuple(columns(table, "customer bigint") for table in ("stats_state", "credit_state", "customer_segment"))
 LOYALTY_STATE = columns("loyalty_state", "customer bigint", "tier text")
 
+_NEW_KEYS: Final = frozenset({"sale_pkey", "customer_organization_id_customer_id_key"})
+"""The constraints of the keys that a batch may lose a race for."""
 _MOST_RACES: Final = 50
 """Lost in a row; each one means that somebody else's batch was committed."""
+
+log = structlog.get_logger(__name__)
 
 
 class Incoming(NamedTuple):
@@ -86,9 +92,10 @@ def append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, 
         try:
             return _append(database, batch, policy, now_us)
         except KeyTaken as taken:
-            if taken.table not in (SALE.table, CUSTOMER.table):
+            if taken.constraint not in _NEW_KEYS:
                 raise
-    raise Outage("other processes keep registering what this batch names: is more than one ingest taking a queue?")
+            log.info("another process was first with a key", constraint=taken.constraint, then="decided again")
+    raise Outage("other processes keep registering the sales or customers that this batch names")
 
 
 def _append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy, now_us: int) -> Appended:
@@ -101,10 +108,11 @@ def _append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy,
             else Decision(Outcome.QUARANTINED, rejected=incoming.decoded)
             for incoming in batch
         ]
-        numbers = _append_events(database, [d.draft for d in decisions if d.draft is not None], policy)
+        placed = _place(database, [d.draft for d in decisions if d.draft is not None], policy)
         books.save()
+        _append_events(database, placed)
         _quarantine(database, batch, decisions, now_us)
-        bell = _bell(database, batch, decisions, numbers)
+        bell = _bell(database, batch, decisions, placed.numbers)
         add_bell(database, bell, now_us)
     return Appended(decisions, bell)
 
@@ -112,8 +120,9 @@ def _append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy,
 class _Books:
     """The registry rows a batch names: locked where known, handed to admission, saved where new or changed.
 
-    A sale key that is not known is not there for admission, and belongs to whoever inserts it first: an outcome that
-    follows from its absence always claims it.
+    A sale key that is not known is not there for admission, and belongs to whoever inserts it first: every outcome that
+    writes a sale inserts each key whose absence it follows from. (Two outcomes write none: an order that a POS sale
+    refuses, and a payment whose order is not known yet. Both are what they would be if they had come a little earlier.)
     """
 
     def __init__(self, database: Database, messages: Sequence[Message], currency: str | None) -> None:
@@ -175,11 +184,12 @@ class _Books:
         return new
 
     def save(self) -> None:
-        """Write what admission changed."""
+        """Write what admission changed, new sales first: inserting a key that somebody has updated and not committed
+        waits for him, and he must not wait for an insert of ours."""
         database, registry, stored = self.database, self.registry, self._stored
         sales = sorted(_sale_row(sale) for sale in registry.sales.values() if not sale.blank)
-        database.update(SALE, [row for row in sales if row[:3] in stored and row != stored[row[:3]]])
         database.insert(SALE, [row for row in sales if row[:3] not in stored])
+        database.update(SALE, [row for row in sales if row[:3] in stored and row != stored[row[:3]]])
         self._settle(PAYMENT, self._payments, self._new_payments, {k: (v,) for k, v in registry.payments.items()})
         self._settle(REDEMPTION, self._redemptions, self._new_redemptions, dict(registry.redemptions.items()))
         named = [(o, c) for o, c in sorted(registry.currencies.items()) if o not in self._known_currencies]
@@ -218,10 +228,18 @@ def _sale_row(sale: Sale) -> Row:
     )
 
 
-def _append_events(database: Database, drafts: Sequence[Draft], policy: AppendPolicy) -> dict[tuple[str, str], int]:
-    """Give positions and insert; returns the customers' internal numbers by (organization_id, customer_id)."""
-    if not drafts:
-        return {}
+class _Placed(NamedTuple):
+    """Drafts that have their place in the streams, not written yet."""
+
+    numbers: dict[tuple[str, str], int]
+    """The customers' internal numbers by (organization_id, customer_id)."""
+    events: list[Event]
+    payloads: list[Row]
+    heads: list[Row]
+
+
+def _place(database: Database, drafts: Sequence[Draft], policy: AppendPolicy) -> _Placed:
+    """Lock the customers, make the new ones, and give every draft its position."""
     keys: list[Row] = sorted({(draft.message.organization_id, draft.customer_id) for draft in drafts})
     known = database.lock(CUSTOMER, keys, "t.organization_id, t.customer_id")
     new = sorted({*keys} - {row[:2] for row in known})
@@ -234,11 +252,14 @@ def _append_events(database: Database, drafts: Sequence[Draft], policy: AppendPo
     database.insert(LOYALTY_STATE, [(number, policy.first_tier) for (number,) in created])
 
     events = [_event(draft, heads[draft.message.organization_id, draft.customer_id], policy.rules) for draft in drafts]
-    database.insert(EVENT, events)
     payloads = [(e.customer, e.position, d.message.payload) for e, d in zip(events, drafts, strict=True)]
-    database.insert(PAYLOAD, payloads)
-    database.update(HEADS, [tuple(head) for head in heads.values()])
-    return numbers
+    return _Placed(numbers, events, payloads, [tuple(head) for head in heads.values()])
+
+
+def _append_events(database: Database, placed: _Placed) -> None:
+    database.insert(EVENT, placed.events)
+    database.insert(PAYLOAD, placed.payloads)
+    database.update(HEADS, placed.heads)
 
 
 def _event(draft: Draft, head: list[int], rules: int) -> Event:

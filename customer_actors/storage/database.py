@@ -169,7 +169,7 @@ def sorted_errors(database: Database) -> Iterator[None]:
     except (peewee.PeeweeException, psycopg2.Error, sqlite3.Error, OverflowError) as error:
         cause = _cause(error)
         if isinstance(cause, UniqueViolation):
-            raise KeyTaken("the database has this key already", cause.diag.table_name) from None
+            raise KeyTaken("the database has this key already", cause.diag.constraint_name) from None
         if _data_fault(cause):
             raise DataFault(f"the database refused the data ({type(cause).__name__})") from None
         database.release()

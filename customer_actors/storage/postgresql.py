@@ -41,7 +41,7 @@ class PostgresDatabase(Database):
     def __init__(self, url: str) -> None:
         options = (
             "-c statement_timeout=60000 -c lock_timeout=20000 -c idle_in_transaction_session_timeout=60000 "
-            "-c default_transaction_isolation=read\\ committed"
+            "-c default_transaction_isolation=read\\ committed -c client_encoding=UTF8"
         )
         super().__init__(
             peewee.PostgresqlDatabase(
@@ -81,7 +81,8 @@ class PostgresDatabase(Database):
     def insert(self, into: Columns, rows: Sequence[Row]) -> None:
         if len(rows) >= COPY_FROM_ROWS:
             sql = f"COPY {into.table} ({', '.join(into.names)}) FROM STDIN"
-            self._connection().cursor().copy_expert(sql, io.StringIO(_copy_text(rows)))
+            # Encoded here: what cannot be is the data's fault, and inside psycopg 2 it would look like an outage.
+            self._connection().cursor().copy_expert(sql, io.BytesIO(_copy_text(rows).encode()))
         elif rows:
             self._run(_insert(into), rows)
 
@@ -184,7 +185,7 @@ def _array_element(value: Any) -> str:
 def _copy_text(rows: Sequence[Row]) -> str:
     """Rows in COPY's text format, made column by column: most columns hold one type and nothing to escape."""
     columns = [_copy_column(column) for column in zip(*rows, strict=True)]
-    return "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
+    return "\n".join([*map("\t".join, zip(*columns, strict=True)), ""])
 
 
 def _copy_column(values: Sequence[Any]) -> Iterable[str]:

@@ -28,7 +28,7 @@ class StreamStore(ABC):
     state: ClassVar[Columns]
     """The state table: key customer, then position, then the state's own columns in the order of its tuple."""
 
-    def __init__(self, database: Database, rules: RulesBook, round_events: int = 2_048) -> None:
+    def __init__(self, database: Database, rules: RulesBook, round_events: int = 2_000) -> None:
         self.database = database
         self.rules = rules
         self.round_events = round_events

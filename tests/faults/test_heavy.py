@@ -46,11 +46,10 @@ Open = Callable[[Mapping[str, str]], AbstractContextManager[Stage]]
 def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open_stage: Open) -> None:
     """The others' 50 sales a second come through the order queue, the flood stands in the POS queue from the start: in
     one queue everything waits behind what came before, whatever is done with it afterwards. First the others are
-    measured alone, then while the flood is taken in as fast as it can be, then beside a flood that a thousand customers
-    share, and alone once more. How far the first and the last differ is what the machine did meanwhile, and beside
-    any flood its processors are full: what one customer does to the others is the difference of the two in between.
-    Before the flood the database stands still for twenty seconds, with all of it waiting [G12]. The figures stand in
-    the closing table; only what must hold is asserted.
+    measured alone, then beside the flood, which rides along with them, then beside one that a thousand customers share,
+    which does not, and alone once more. How far the first and the last differ is what the machine did meanwhile. Before
+    the flood the database stands still for twenty seconds, with all of it waiting [G12]. The figures stand in the
+    closing table; only what must hold is asserted.
     """
     with open_stage({"CUSTOMER_ACTORS_SWEEP_SECONDS": "5"}) as stage:
         declare_topology(stage)

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -111,7 +111,7 @@ def test_a_key_that_is_there_is_told_apart_from_other_refused_data(postgres_stor
     postgres.execute("INSERT INTO taken VALUES (1)")
     with pytest.raises(KeyTaken) as caught, postgres.transaction():
         postgres.insert(taken, [(1,)])
-    assert caught.value.table == "taken"
+    assert caught.value.constraint == "taken_pkey"
     with pytest.raises(DataFault) as other, postgres.transaction():
         postgres.insert(taken, [(-1,)])
     assert not isinstance(other.value, KeyTaken)
@@ -162,6 +162,8 @@ def test_what_raises_inside_a_transaction_keeps_nothing_of_it(things: Database) 
     assert all_things(things) == []
 
 
+COPIED: Final = [("copied", n, None, None) for n in range(COPY_FROM_ROWS)]
+
 DATA_FAULTS: dict[str, Callable[[Database], object]] = {
     "the same key": lambda database: database.insert(THING, [("x", 1, None, None), ("x", 1, None, None)]),
     "past 64 bits": lambda database: database.insert(THING, [("x", 2**63, None, None)]),
@@ -169,6 +171,12 @@ DATA_FAULTS: dict[str, Callable[[Database], object]] = {
     "no customer": lambda database: database.execute("INSERT INTO customer (organization_id) VALUES ('o')"),
     "a NUL": lambda database: database.insert(THING, [("x\x00", 1, None, None), ("x\x00", 1, None, None)]),
     "half a surrogate pair": lambda database: database.insert(THING, [("\ud800", 1, None, None)]),
+    "the same key, of many": lambda database: database.insert(THING, [*COPIED, COPIED[0]]),
+    "past 64 bits, of many": lambda database: database.insert(THING, [*COPIED, ("x", 2**63, None, None)]),
+    "a NUL, of many": lambda database: database.insert(
+        THING, [*COPIED, ("x\x00", 1, None, None), ("x\x00", 1, None, None)]
+    ),
+    "half a surrogate pair, of many": lambda database: database.insert(THING, [*COPIED, ("\ud800", 1, None, None)]),
 }
 
 
