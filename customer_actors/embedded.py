@@ -137,6 +137,8 @@ class Embedded:
             Outage: the database stayed away too long.
             Exception: what `messages` raised. All that came before is committed, in both cases.
         """
+        if self.stop.asked:  # what was fed before may still be read ahead from the same source
+            return
         with closing(batches(messages, self._settings.batch_size, self._settings.batch_age_ms / 1000)) as arriving:
             for batch in arriving:
                 if batch:

@@ -101,6 +101,15 @@ def test_asked_to_stop_it_takes_no_further_batch(settings: Settings) -> None:
         service.drain()  # returns, although customers may wait
 
 
+def test_asked_to_stop_it_does_not_begin_to_read_either(settings: Settings) -> None:
+    """Whoever read from the same source before may still do so."""
+    source, stop = received_lines(shop(), now_us), Stop()
+    with embedded(settings, stop) as service:
+        stop.ask(signal.SIGTERM)
+        service.feed_messages(source)
+    assert len([*source]) == PLAN.events
+
+
 def test_a_database_that_stays_away_is_given_up_in_the_end(
     postgres: PrivatePostgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from customer_actors.storage.views import customer_view
 from tests.servers.process import wait_until
 
 PROGRAM = str(Path(sys.executable).parent / "customer-actors")
+STDOUT, STDERR = "stdout.txt", "stderr.txt"
 NOBODY_LISTENS = "amqp://127.0.0.1:1/"
 
 
@@ -31,11 +32,18 @@ def invoke(*args: str, env: Mapping[str, str] | None = None, stdin: str = "") ->
 
 @contextmanager
 def started(*args: str, env: Mapping[str, str], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A verb in a process of its own, with pipes around it, which surely ends with the block."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [PROGRAM, *args], env={**os.environ, **env}, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe
-    ) as process:
+    """A verb in a process of its own, which surely ends with the block; it writes to two files in the folder.
+
+    Not to pipes: a process that nobody reads from stops when its pipe is full, and how much one holds depends on the
+    machine.
+    """
+    with (
+        (folder / STDOUT).open("wb") as out,
+        (folder / STDERR).open("wb") as err,
+        subprocess.Popen(
+            [PROGRAM, *args], env={**os.environ, **env}, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=err
+        ) as process,
+    ):
         try:
             yield process
         finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from customer_actors.cli.demo import FILE
-from tests.cli.running import NOBODY_LISTENS, PROGRAM, count, ended_by, invoke, started, wait_until
+from tests.cli.running import NOBODY_LISTENS, PROGRAM, STDERR, count, ended_by, invoke, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_it_ends_with_ctrl_c(tmp_path: Path) -> None:
     with started("demo", env={}, folder=tmp_path) as process:
         wait_until(lambda: (tmp_path / FILE).exists() and count(f"sqlite:///{tmp_path}/{FILE}", EVENTS) > 0)
         code, seconds = ended_by(process, signal.SIGINT)
-    assert code == 130
+    assert code == 130, (tmp_path / STDERR).read_text()
     assert seconds < 4
 
 

@@ -22,6 +22,8 @@ from customer_actors.storage.summary import held_customers
 from tests.cli.running import (
     NOBODY_LISTENS,
     PROGRAM,
+    STDERR,
+    STDOUT,
     count,
     ended_by,
     file_of,
@@ -227,10 +229,8 @@ def test_a_signal_ends_a_silent_pipe_within_four_seconds_and_keeps_what_was_comm
 
         exit_code, seconds = ended_by(process, number)
 
-        assert process.stderr is not None
-        assert number.name in process.stderr.read().decode()
-        assert process.stdout is not None
-        assert "accepted          1" in process.stdout.read().decode()
+    assert number.name in (folder / STDERR).read_text()
+    assert "accepted          1" in (folder / STDOUT).read_text()
     assert exit_code == code
     assert seconds < 4
     assert orders_of(url, "C1") == 1
