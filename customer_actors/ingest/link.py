@@ -27,7 +27,10 @@ _HURRIED_SHARE: Final = 8
 _IN_A_ROW: Final = 1_000
 """So many messages of one customer make a flood of one; a backlog that is grouped by customer is everybody's."""
 _REST_S: Final = 0.1
-"""Such a flood brings a small batch in so many seconds: together with the others when they come, else alone."""
+"""Such a flood goes alone only when nobody else has come for so long: then others rarely meet its batch."""
+_RIDERS: Final = 24
+"""Meanwhile so many of its messages, at most, ride along with each batch of the others: a few milliseconds more for
+them. Not more after a slow batch, which would make the next one slower still."""
 
 
 class Delivery(NamedTuple):
@@ -79,7 +82,7 @@ class Inbox:
             return self._batch()
 
     def pace(self, batch: Sequence[Delivery], customers: Sequence[str | None]) -> None:
-        """Have a flood of one customer rest while others trickle: until it is over, it only rides along with them.
+        """Have a flood of one customer rest while others trickle: it only rides along with them.
 
         Args:
             batch: what was taken last, and is committed.
@@ -118,8 +121,8 @@ class Inbox:
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
             waiting, room = self._waiting[link], size - len(numbered)
             share = -(-room // left)
-            if link.rests(now_s):  # what it would bring at the end of its rest, as far as that has passed
-                share = min(share, int(self._hurried * (1 - (link.rests_until_s - now_s) / _REST_S)))
+            if link.rests(now_s):
+                share = min(share, _RIDERS)
             numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
             if not waiting:
                 del self._waiting[link]

@@ -7,7 +7,6 @@ another transaction inserts one of the new keys first, the batch is rolled back 
 (docs/decisions/0010-what-a-statement-costs.md).
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -18,9 +17,9 @@ from customer_actors.domain.envelope import Received
 from customer_actors.domain.events import Channel, Event, EventType, Message, Outcome, Rejected
 from customer_actors.domain.routing import BIT, CONCERNS, CREDIT, LOYALTY, STATS, route
 from customer_actors.errors import KeyTaken, Outage
-from customer_actors.groups.advance import storable
 from customer_actors.storage.bells import Bell, add_bell
 from customer_actors.storage.database import Columns, Database, Row, columns
+from customer_actors.storage.quarantine import keep
 
 SALE = columns(
     "sale",
@@ -111,7 +110,12 @@ def _append(database: Database, batch: Sequence[Incoming], policy: AppendPolicy,
         placed = _place(database, [d.draft for d in decisions if d.draft is not None], policy)
         books.save()
         _append_events(database, placed)
-        _quarantine(database, batch, decisions, now_us)
+        refused = [
+            (incoming.received, decision.rejected)
+            for incoming, decision in zip(batch, decisions, strict=True)
+            if incoming.received is not None and decision.rejected is not None  # commands are answered, not kept
+        ]
+        keep(database, refused, now_us)
         bell = _bell(database, batch, decisions, placed.numbers)
         add_bell(database, bell, now_us)
     return Appended(decisions, bell)
@@ -316,37 +320,3 @@ def _bell(
 
 
 _NUMBER = columns("customer", "organization_id text, customer_id text", "id bigint")
-
-
-def _quarantine(database: Database, batch: Sequence[Incoming], decisions: Sequence[Decision], now_us: int) -> None:
-    """Keep refused messages raw, once per content with a count [A1]; commands are answered, not kept."""
-    refused: dict[str, tuple[Received, Rejected, int]] = {}
-    for incoming, decision in zip(batch, decisions, strict=True):
-        if decision.rejected is not None and incoming.received is not None:
-            digest = content_digest(incoming.received)
-            seen = refused[digest][2] if digest in refused else 0
-            refused[digest] = (incoming.received, decision.rejected, seen + 1)
-    for digest, (received, rejected, seen) in sorted(refused.items()):
-        texts = (
-            received.routing_key,
-            received.content_encoding,
-            rejected.code,
-            rejected.reason,
-            rejected.organization_id,
-        )
-        stored = (text if text is None else storable(text) for text in texts)
-        database.execute(_QUARANTINE, (digest, received.body, *stored, seen, now_us, now_us))
-
-
-_QUARANTINE = (
-    "INSERT INTO quarantine (digest, body, routing_key, content_encoding, code, reason, organization_id, seen, "
-    "first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
-    "seen = quarantine.seen + excluded.seen, last_seen_us = excluded.last_seen_us, code = excluded.code, "
-    "reason = excluded.reason, organization_id = excluded.organization_id, resolved_us = NULL, outcome = NULL"
-)
-
-
-def content_digest(received: Received) -> str:
-    """What makes two quarantined messages the same one: body, routing key and encoding."""
-    parts = (received.routing_key or "", received.content_encoding or "", str(received.cut_from or ""))
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass") + b"\0" + received.body).hexdigest()

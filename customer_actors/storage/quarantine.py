@@ -1,12 +1,13 @@
-"""Quarantined messages as a person deals with them: which there are and why, and what became of them after a fix."""
+"""Quarantined messages: kept raw, looked through by a person, and what became of them after a fix."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from customer_actors.domain.admission import Decision
 from customer_actors.domain.envelope import MAX_BODY_BYTES, Received
+from customer_actors.domain.events import Rejected
 from customer_actors.groups.advance import storable
-from customer_actors.storage.append import content_digest
 from customer_actors.storage.database import Database, Row
 
 
@@ -68,6 +69,39 @@ _COLUMNS: Final = (
     "id, code, reason, routing_key, content_encoding, organization_id, seen, first_seen_us, last_seen_us, "
     "resolved_us, outcome, length(body)"
 )
+
+
+def keep(database: Database, refused: Iterable[tuple[Received, Rejected]], now_us: int) -> None:
+    """Keep refused messages raw, once per content with a count [A1]."""
+    by_digest: dict[str, tuple[Received, Rejected, int]] = {}
+    for received, rejected in refused:
+        digest = content_digest(received)
+        seen = by_digest[digest][2] if digest in by_digest else 0
+        by_digest[digest] = (received, rejected, seen + 1)
+    for digest, (received, rejected, seen) in sorted(by_digest.items()):
+        texts = (
+            received.routing_key,
+            received.content_encoding,
+            rejected.code,
+            rejected.reason,
+            rejected.organization_id,
+        )
+        stored = (text if text is None else storable(text) for text in texts)
+        database.execute(_KEEP, (digest, received.body, *stored, seen, now_us, now_us))
+
+
+_KEEP: Final = (
+    "INSERT INTO quarantine (digest, body, routing_key, content_encoding, code, reason, organization_id, seen, "
+    "first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
+    "seen = quarantine.seen + excluded.seen, last_seen_us = excluded.last_seen_us, code = excluded.code, "
+    "reason = excluded.reason, organization_id = excluded.organization_id, resolved_us = NULL, outcome = NULL"
+)
+
+
+def content_digest(received: Received) -> str:
+    """What makes two quarantined messages the same one: body, routing key and encoding."""
+    parts = (received.routing_key or "", received.content_encoding or "", str(received.cut_from or ""))
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass") + b"\0" + received.body).hexdigest()
 
 
 def _conditions(wanted: Filter) -> tuple[str, list[Any]]:
