@@ -1,15 +1,19 @@
 """Every test here that asks for `database` or `storage` runs on both databases."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from customer_actors.domain.events import Event
+from customer_actors.storage import segmentation
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.servers import PrivatePostgres
+from tests.storage.holding import MODULES, Break
 from tests.storage.support import Storage
 
 BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
@@ -74,3 +78,35 @@ def _emptied(request: pytest.FixtureRequest) -> Iterator[Database]:
     opened.execute("SET session_replication_role = origin")
     yield opened
     opened.release()
+
+
+@pytest.fixture
+def break_fold(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Makes one actor's fold raise for the events of some references, until called again with others."""
+    whole = {actor: module.fold for actor, module in MODULES.items()}
+
+    def break_(actor: str, *references: str, error: Exception | None = None) -> None:
+        def fold(state: Any, event: Event, *facts: Any) -> Any:
+            if event.reference in references:
+                raise error or ValueError(f"cannot fold {event.reference}")
+            return whole[actor](state, event, *facts)
+
+        monkeypatch.setattr(MODULES[actor], "fold", fold)
+
+    return break_
+
+
+@pytest.fixture
+def break_segment(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Makes segmentation raise for customers who spent more than an amount in minor units."""
+    whole = segmentation.segment_of
+
+    def break_(above_minor: int | None) -> None:
+        def segment_of(scored: Any, *rest: Any) -> Any:
+            if above_minor is not None and scored.total_spent_minor > above_minor:
+                raise ValueError("cannot score")
+            return whole(scored, *rest)
+
+        monkeypatch.setattr(segmentation, "segment_of", segment_of)
+
+    return break_

@@ -7,79 +7,19 @@ from typing import Any
 import pytest
 
 from customer_actors.domain import routing
-from customer_actors.domain.events import Event
 from customer_actors.domain.rules import DEFAULT_TIERS, Rules
 from customer_actors.errors import Outage
 from customer_actors.groups.advance import Round
-from customer_actors.groups.failure import FIRST_DELAY_S, MAX_ATTEMPTS, MAX_DELAY_S, MAX_UNCHARGED_DELAY_S
-from customer_actors.storage import credit, loyalty, segmentation, stats
+from customer_actors.groups.failure import FIRST_DELAY_S, MAX_ATTEMPTS, MAX_DELAY_S
+from customer_actors.storage import loyalty
 from customer_actors.storage.database import Database
 from customer_actors.storage.holds import next_try_of
 from tests.model.examples import cancellation, opened, order
 from tests.servers import PrivatePostgres
-from tests.storage.support import NOW_US, Dump, Storage, in_organization, organization_dump, stored_state
+from tests.storage.holding import FAR_US, ON_STREAM_ACTORS, SECOND_US, Break, due_us, held, position, retry, rows, sales
+from tests.storage.support import NOW_US, Storage, in_organization, organization_dump, stored_state
 from tests.storage.test_outage import end_connections
 from tests.tampering import tamper
-
-MODULES = {routing.STATS: stats, routing.LOYALTY: loyalty, routing.CREDIT: credit}
-SECOND_US = 1_000_000
-FAR_US = NOW_US + 10_000 * SECOND_US
-
-Break = Callable[..., None]
-
-
-@pytest.fixture
-def break_fold(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Makes one actor's fold raise for the events of some references, until called again with others."""
-    whole = {actor: module.fold for actor, module in MODULES.items()}
-
-    def break_(actor: str, *references: str, error: Exception | None = None) -> None:
-        def fold(state: Any, event: Event, *facts: Any) -> Any:
-            if event.reference in references:
-                raise error or ValueError(f"cannot fold {event.reference}")
-            return whole[actor](state, event, *facts)
-
-        monkeypatch.setattr(MODULES[actor], "fold", fold)
-
-    return break_
-
-
-def sales(*references: str, customer_id: str = "c1", organization_id: str = "org-1") -> list[Any]:
-    """On credit, so that they concern every actor."""
-    return [
-        order(reference, "10", customer_id=customer_id, on_credit=True, organization_id=organization_id)
-        for reference in references
-    ]
-
-
-def retry(storage: Storage, actor: str, now_us: int, customer_id: str = "c1", round_events: int = 512) -> Round:
-    return storage.stores(round_events).of(actor).retry(storage.number(customer_id), now_us)
-
-
-def due_us(storage: Storage, actor: str, customer_id: str = "c1") -> int:
-    next_try = next_try_of(storage.database, actor, storage.number(customer_id))
-    assert next_try is not None
-    return next_try
-
-
-def position(storage: Storage, actor: str, customer_id: str = "c1") -> tuple[int, int | None]:
-    """(position, held position)."""
-    table = "customer_segment" if actor == routing.SEGMENTATION else f"{actor}_state"
-    sql = f"SELECT position, held_position FROM {table} WHERE customer = ?"
-    row: tuple[int, int | None] = storage.database.query(sql, (storage.number(customer_id),))[0]
-    return row
-
-
-def held(storage: Storage) -> list[tuple[Any, ...]]:
-    """(actor, position, attempts, since) of every hold."""
-    return storage.database.query("SELECT actor, position, attempts, since_us FROM held_group ORDER BY actor, customer")
-
-
-def rows(database: Database) -> Dump:
-    return organization_dump(database, "org-1") | {"held_group": database.query("SELECT * FROM held_group")}
-
-
-ON_STREAM_ACTORS = pytest.mark.parametrize("actor", routing.STREAM_ACTORS)
 
 
 @ON_STREAM_ACTORS
@@ -232,112 +172,6 @@ def test_an_outage_during_a_retry_charges_nothing_and_leaves_it_due(
     assert retry(storage, "loyalty", due).applied == 1
 
 
-# --- mass failure ---------------------------------------------------------------------------------------------------
-
-CROWD = 30
-
-
-def crowd(storage: Storage, extra: str = "") -> list[int]:
-    """The numbers of a crowd of customers, each with one more sale that fails."""
-    names = [f"m{number}" for number in range(CROWD)]
-    storage.receive(*(sale for name in names for sale in sales(f"bad-{name}{extra}", customer_id=name)))
-    return [storage.number(name) for name in names]
-
-
-def fail_everything(monkeypatch: pytest.MonkeyPatch, actor: str) -> None:
-    """A bad deploy."""
-
-    def fold(*_: Any) -> Any:
-        raise ValueError("nobody can be folded")
-
-    if actor == routing.SEGMENTATION:
-        monkeypatch.setattr(segmentation, "segment_of", fold)
-    else:
-        monkeypatch.setattr(MODULES[actor], "fold", fold)
-
-
-@ON_STREAM_ACTORS
-def test_a_mass_failure_holds_without_charging_and_is_tried_again_soon(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, actor: str
-) -> None:
-    numbers = crowd(storage)
-    fail_everything(monkeypatch, actor)
-    stores = storage.stores()
-    stores.of(actor).round(numbers, NOW_US)
-    assert stores.alarm.raised(NOW_US / SECOND_US)
-    assert held(storage) == [(actor, 1, 0, NOW_US)] * CROWD
-    for row in storage.database.query("SELECT next_try_us FROM held_group"):
-        assert 0 < row[0] - NOW_US <= FIRST_DELAY_S * SECOND_US
-
-
-def test_during_a_mass_failure_no_try_is_charged_and_nobody_parked_until_it_ends(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
-) -> None:
-    numbers = crowd(storage)
-    fail_everything(monkeypatch, "loyalty")
-    stores = storage.stores()
-    stores.of("loyalty").round(numbers, NOW_US)
-    now_us = NOW_US
-    for _ in range(2 * MAX_ATTEMPTS):
-        now_us += int(MAX_UNCHARGED_DELAY_S) * SECOND_US
-        assert all(stores.of("loyalty").retry(number, now_us).held for number in numbers)
-    assert held(storage) == [("loyalty", 1, 0, NOW_US)] * CROWD
-
-    break_fold("loyalty", "bad-m29")
-    now_us += int(MAX_UNCHARGED_DELAY_S) * SECOND_US
-    for number in numbers:
-        stores.of("loyalty").retry(number, now_us)
-    assert not stores.alarm.raised(now_us / SECOND_US)
-    assert held(storage) == [("loyalty", 1, 1, NOW_US)]
-
-
-def test_a_hold_charged_before_keeps_its_attempts_through_a_mass_failure(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
-) -> None:
-    break_fold("loyalty", "bad")
-    storage.settle(*sales("bad"))
-    for _ in range(MAX_ATTEMPTS - 2):
-        retry(storage, "loyalty", due_us(storage, "loyalty"))
-    stores, numbers, last = storage.stores(), crowd(storage), due_us(storage, "loyalty")
-    fail_everything(monkeypatch, "loyalty")
-    stores.of("loyalty").round(numbers, last)
-    assert len(stores.of("loyalty").retry(storage.number(), last).held) == 1
-    assert ("loyalty", 1, MAX_ATTEMPTS - 1, NOW_US) in held(storage)
-    assert 0 < due_us(storage, "loyalty") - last <= MAX_DELAY_S * SECOND_US
-
-
-@pytest.mark.parametrize("actor", routing.ACTORS)
-def test_customers_that_failed_among_others_are_parked_though_only_their_retries_are_left(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, actor: str
-) -> None:
-    """A quiet night: over half of what is tried fails, nothing of it new. The process may have been restarted."""
-    numbers, stores = crowd(storage), storage.stores()
-    if actor == routing.SEGMENTATION:
-        stores.of(routing.STATS).round(numbers, NOW_US)
-    fail_everything(monkeypatch, actor)
-    for number in numbers:  # each alone, as if many others had been tried
-        storage.stores().of(actor).round([number], NOW_US)
-    assert held(storage) == [(actor, 1, 1, NOW_US)] * CROWD
-    now_us = NOW_US
-    while storage.value("SELECT count(*) FROM held_group WHERE next_try_us IS NOT NULL"):
-        now_us += int(MAX_DELAY_S) * SECOND_US
-        assert all(stores.of(actor).retry(number, now_us).held for number in numbers)
-        assert not stores.alarm.raised(now_us / SECOND_US)
-    assert held(storage) == [(actor, 1, MAX_ATTEMPTS, NOW_US)] * CROWD
-
-
-def test_data_the_database_refuses_from_everybody_is_a_mass_failure(database: Database) -> None:
-    tiers = (DEFAULT_TIERS[0].model_copy(update={"multiplier": Decimal(1000)}),)
-    storage = Storage(database, Rules(points_per_unit=Decimal(1_000_000), tiers=tiers))
-    names = [f"c{number}" for number in range(CROWD)]
-    storage.receive(*(order(name, "9" * 11, customer_id=name) for name in names))
-    stores = storage.stores()
-    done = stores.of("loyalty").round([storage.number(name) for name in names], NOW_US)
-    assert len(done.held) == CROWD
-    assert stores.alarm.raised(NOW_US / SECOND_US)
-    assert {row[2] for row in held(storage)} == {0, 1}
-
-
 def test_retrying_a_customer_that_is_not_held_does_nothing(storage: Storage) -> None:
     storage.receive(*sales("1"))
     before = rows(storage.database)
@@ -393,22 +227,6 @@ def test_data_the_database_refuses_holds_its_customer_alone(database: Database) 
 # --- segmentation: no stream of its own, the same promises ----------------------------------------------------------
 
 
-@pytest.fixture
-def break_segment(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Makes segmentation raise for customers who spent more than an amount in minor units."""
-    whole = segmentation.segment_of
-
-    def break_(above_minor: int | None) -> None:
-        def segment_of(scored: Any, *rest: Any) -> Any:
-            if above_minor is not None and scored.total_spent_minor > above_minor:
-                raise ValueError("cannot score")
-            return whole(scored, *rest)
-
-        monkeypatch.setattr(segmentation, "segment_of", segment_of)
-
-    return break_
-
-
 def test_segmentation_holds_tries_again_and_goes_on(
     storage: Storage, break_segment: Callable[[int | None], None]
 ) -> None:
@@ -434,14 +252,3 @@ def test_segmentation_attempts_are_counted_though_statistics_move_on(
         storage.settle(*sales(str(attempt)))
         retry(storage, "segmentation", due_us(storage, "segmentation"))
     assert next_try_of(storage.database, "segmentation", storage.number()) is None
-
-
-def test_segmentation_that_fails_everybody_charges_nobody(
-    storage: Storage, break_segment: Callable[[int | None], None]
-) -> None:
-    numbers = crowd(storage)
-    storage.advance("stats")
-    break_segment(0)
-    stores = storage.stores()
-    stores.of("segmentation").round(numbers, NOW_US)
-    assert held(storage) == [("segmentation", 1, 0, NOW_US)] * CROWD

@@ -8,8 +8,8 @@ from customer_actors.domain import routing
 from customer_actors.domain.events import EventType
 from customer_actors.storage import stats
 from tests.model.examples import JUNE_1_US, cancellation, opened, order, payment
+from tests.storage.holding import held, position, sales
 from tests.storage.support import Storage
-from tests.storage.test_holds import held, position, sales
 from tests.storage.test_triage import HOUR_US, Break, break_fold, skip
 
 __all__ = ["break_fold"]

@@ -12,9 +12,9 @@ from customer_actors.storage.triage import Wanted
 from customer_actors.storage.views import STATES
 from tests.model.examples import opened
 from tests.storage.corruptions import LIFE, of_c1
+from tests.storage.holding import held, position, sales
 from tests.storage.support import NOW_US, Storage, at_once
 from tests.storage.test_audit import audited, named
-from tests.storage.test_holds import held, position, sales
 from tests.storage.test_rebuild import rebuilt, stored
 from tests.storage.test_skips_refolded import fails_at
 from tests.tampering import tamper

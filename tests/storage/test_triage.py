@@ -15,8 +15,8 @@ from customer_actors.storage.operators import Action, Skip, skips_of
 from customer_actors.storage.triage import Place, Wanted
 from tests.model.examples import JUNE_1_US, cancellation, opened, payment
 from tests.servers.process import wait_until
+from tests.storage.holding import due_us, held, position, retry, sales
 from tests.storage.support import NOW_US, Storage, at_once, dump, in_organization, organization_dump, stored_state
-from tests.storage.test_holds import due_us, held, position, retry, sales
 
 MODULES = {routing.STATS: stats, routing.LOYALTY: loyalty, routing.CREDIT: credit}
 HOUR_US = 3_600_000_000
