@@ -111,7 +111,7 @@ class Stage:
         """Return once no process of the stage has had a statement under way for a while."""
         busy = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
-            "AND (state <> 'idle' OR now() - state_change < interval '%s s')"
+            "AND backend_type = 'client backend' AND (state <> 'idle' OR now() - state_change < interval '%s s')"
         )
         with cursor_on(self.database_url) as cursor:
 

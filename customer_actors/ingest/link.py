@@ -86,9 +86,11 @@ class Inbox:
 
         Args:
             batch: what was taken last, and is committed.
-            customers: whom each of its messages is about.
+            customers: whom each of its messages is about; None: nobody, or it was refused.
         """
         for delivery, customer in zip(batch, customers, strict=True):
+            if customer is None:  # whom nobody waits for
+                continue
             link = delivery.link
             link.in_a_row = link.in_a_row + 1 if customer == link.whom else 1
             link.whom = customer
@@ -114,21 +116,26 @@ class Inbox:
         return self._urgent or sum(len(self._waiting[link]) for link in self._awake()) >= self._size
 
     def _batch(self) -> list[Delivery]:
-        """The oldest of each connection, evenly; what one does not need of its share is the others'."""
+        """The oldest of each connection, evenly; what one does not need of its share is the others'. Besides, whoever
+        rides along, in nobody's room."""
         numbered: list[tuple[int, Delivery]] = []
         size, now_s = self._batch_size(), time.monotonic()
-        links = sorted(self._waiting, key=lambda link: (link.rests(now_s), self._turn(link, size)))
+        resting = [link for link in self._waiting if link.rests(now_s)]
+        links = sorted(self._waiting.keys() - resting, key=lambda link: self._turn(link, size))
         for left, link in zip(range(len(links), 0, -1), links, strict=True):
-            waiting, room = self._waiting[link], size - len(numbered)
-            share = -(-room // left)
-            if link.rests(now_s):
-                share = min(share, _RIDERS)
-            numbered += [waiting.popleft() for _ in range(min(share, len(waiting)))]
-            if not waiting:
-                del self._waiting[link]
+            numbered += self._oldest(link, -(-(size - len(numbered)) // left))
+        for link in resting:
+            numbered += self._oldest(link, min(_RIDERS, self._hurried, self._size - len(numbered)))
         self._taken += len(numbered)
         numbered.sort(key=lambda each: each[0])
         return [delivery for _, delivery in numbered]
+
+    def _oldest(self, link: "Link", most: int) -> list[tuple[int, Delivery]]:
+        waiting = self._waiting[link]
+        taken = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+        if not waiting:
+            del self._waiting[link]
+        return taken
 
     def _batch_size(self) -> int:
         lengths, now_s = [len(waiting) for waiting in self._waiting.values()], time.monotonic()

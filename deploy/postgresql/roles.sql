@@ -65,7 +65,7 @@ BEGIN
             ('ingest worker', 'SELECT, INSERT, UPDATE (head, head_stats, head_loyalty, head_credit)', 'customer'),
             ('ingest worker', 'INSERT', 'event event_payload bell'),
             ('ingest worker', 'INSERT', 'stats_state loyalty_state credit_state customer_segment'),
-            ('ingest worker', 'SELECT, INSERT, DELETE, UPDATE (customer_id, amount_minor, sold_channel, sold_reference, '
+            ('ingest worker', 'SELECT, INSERT, UPDATE (customer_id, amount_minor, sold_channel, sold_reference, '
                 'position, occurred_at_us, on_credit, cancelled, alias, charged)', 'sale'),
             ('ingest worker', 'SELECT, INSERT, UPDATE (amount_minor), DELETE', 'payment_key'),
             ('ingest worker', 'SELECT, INSERT, UPDATE (customer_id, points), DELETE', 'command_key'),

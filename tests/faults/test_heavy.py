@@ -30,10 +30,11 @@ from tests.faults.stage import INGEST, Stage, declare_topology
 from tests.faults.table import Row
 
 FLOOD: Final = sized(1_000_000)
-SPREAD: Final = FLOOD // 2
-"""Of many customers, and enough for the time of a measurement."""
 SECONDS: Final = max(3.0, 20.0 * SHARE)
 """Of each window in which the others are measured."""
+SPREAD_WINDOWS: Final = 3
+SPREAD: Final = int(SPREAD_WINDOWS * SECONDS * 8_000)
+"""Of many customers, and more than can be through when they are measured."""
 STALL_S: Final = 20.0
 
 POS_QUEUE: Final = "customer_pos_queue"
@@ -73,7 +74,8 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
         stage.until(lambda: not stage.behind(), 600)
         recovery_s = time.monotonic() - over_s
         _flood_standing(stage, SPREAD, [f"W-{number}" for number in range(OTHERS)])
-        shared = measured(stage, "C", SECONDS, windows=3)  # it is through sooner
+        shared = measured(stage, "C", SECONDS, windows=SPREAD_WINDOWS)
+        left_of_many = stage.left(POS_QUEUE).get(POS_QUEUE, 0)
         stage.until(lambda: not sum(stage.left(POS_QUEUE).values()) and not stage.behind(), 3600)
         again = measured(stage, "D", SECONDS)
         peak_mb = max(memory.peaks_mb.values())
@@ -86,7 +88,7 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
         )
         _judge(stage)
     ROWS.append(Row("a million events of one customer", said, FLOOD, 0, 0, 0, recovery_s))
-    assert left > 0, "the flood was over before the others were measured"
+    assert min(left, left_of_many) > 0, "a flood was over before the others were measured"
     assert [each.missing for each in (alone, beside, shared, again)] == [0] * 4
     assert peak_mb < LIMIT_MB, memory.peaks_mb
 

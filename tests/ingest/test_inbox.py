@@ -152,7 +152,7 @@ def test_meanwhile_it_rides_along_with_the_others_a_little_at_a_time(clock: list
         assert [queue for queue, _ in batch[:-1]] == ["flood"] * 24
 
 
-def test_in_the_smallest_batches_the_others_come_before_it(clock: list[float]) -> None:
+def test_in_the_smallest_batches_one_rides_along(clock: list[float]) -> None:
     inbox = Inbox(8)
     flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
     put(inbox, flood, *range(1, 2_001))
@@ -161,7 +161,27 @@ def test_in_the_smallest_batches_the_others_come_before_it(clock: list[float]) -
     put(inbox, trickle, 1)
     assert paced(inbox, "hot") == [("flood", 1_041)]
     clock[0] += 0.09
-    assert paced(inbox, "c") == [("trickle", 1)]
+    assert paced(inbox, "c") == [("flood", 1_042), ("trickle", 1)]
+
+
+def test_whoever_rides_along_takes_nobody_s_room(clock: list[float]) -> None:
+    inbox = Inbox(10 * SIZE)
+    _, trickle = largely_flooded(inbox)
+    paced(inbox, "hot")
+    put(inbox, trickle, *range(2, 302))
+    assert [queue for queue, _ in taken(inbox)].count("trickle") == 10 * SIZE // 8
+
+
+def test_full_batches_stay_as_large_as_asked_although_one_rides_along(clock: list[float]) -> None:
+    inbox = Inbox(10 * SIZE)
+    flood, trickle = largely_flooded(inbox)
+    paced(inbox, "hot")
+    clock[0] += 0.95
+    paced(inbox, "hot")
+    clock[0] += 0.06  # nobody hurries any more, and the flood still rests
+    put(inbox, trickle, *range(2, 1_002))
+    assert flood.rests(clock[0])
+    assert [queue for queue, _ in taken(inbox)] == ["trickle"] * (10 * SIZE)
 
 
 def test_its_messages_are_taken_in_order_however_they_are_taken(clock: list[float]) -> None:
@@ -189,6 +209,17 @@ def test_a_flood_of_many_customers_or_of_nobody_does_not_rest(clock: list[float]
     inbox = Inbox(SIZE)
     flooded(inbox, *customers)
     assert taken(inbox) == NEXT[:10]
+
+
+def test_messages_about_nobody_do_not_hide_a_flood_of_one(clock: list[float]) -> None:
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *range(1, 3_001))
+    for _ in range(30):
+        paced(inbox, "hot", None, "hot")
+    put(inbox, trickle, 1)
+    assert len(paced(inbox, "hot", None)) == SIZE // 8
+    assert paced(inbox) == []
 
 
 def test_a_backlog_grouped_by_customer_does_not_rest(clock: list[float]) -> None:
