@@ -44,6 +44,8 @@ test: check setup-servers ## Everything that must hold: check, then all tests
 
 faults: setup setup-servers ## Inject every fault of docs/guarantees.md; SEED=n replays a run
 	FAULTS=all FAULTS_TABLE=build/faults.txt $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/faults
+	RECONNECTS=200 $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/actors/test_reconnects.py \
+		tests/e2e/test_nights.py tests/scheduler
 
 check: setup ## Style, types and the direction of the arrows
 	$(BIN)/ruff check .

@@ -45,7 +45,15 @@ class PostgresDatabase(Database):
         )
         super().__init__(
             peewee.PostgresqlDatabase(
-                url, options=options, connect_timeout=5, application_name="customer_actors", keepalives_idle=10
+                url,
+                options=options,
+                application_name="customer_actors",
+                connect_timeout=5,
+                # A host that is gone without a word is noticed within 30 s; Linux alone waits for a quarter of an hour.
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=4,
+                tcp_user_timeout=30_000,
             )
         )
 

@@ -18,7 +18,7 @@ from customer_actors.domain.routing import ACTORS
 from customer_actors.domain.stats import fold as stats_fold
 from customer_actors.errors import Outage
 from customer_actors.groups import failure
-from customer_actors.groups.advance import advance
+from customer_actors.groups.advance import Report, advance
 from customer_actors.storage import loyalty, stats, triage
 from customer_actors.storage.holds import next_try_of
 from customer_actors.storage.operators import Action
@@ -80,6 +80,26 @@ def test_a_bell_brings_every_actor_to_the_head_segmentation_after_statistics(sto
         ("credit", None): 2,
         ("segmentation", None): 2,
     }
+
+
+def test_what_a_message_leaves_open_is_closed_before_the_next_one(storage: Storage, monkeypatch: Any) -> None:
+    """A transaction left open by one message would be committed by whoever uses its thread next."""
+    left = []
+
+    def leave_one_open(actor: str, bundle: Any, **_: Any) -> Report:
+        if storage.database.engine.in_transaction():
+            left.append(actor)
+        storage.database.engine.begin()
+        storage.database.engine.push_transaction(storage.database.engine.transaction())
+        return Report()
+
+    monkeypatch.setattr(pipeline_module, "advance", leave_one_open)
+    with running(storage) as service:
+        service.take(order("1", "10"), order("2", "10", customer_id="c2"))
+        wait_until(service.idle)
+        service.take(order("3", "10"))
+        wait_until(service.idle)
+    assert left == []
 
 
 def test_every_actor_has_a_queue_of_its_own_and_so_have_retries(storage: Storage) -> None:

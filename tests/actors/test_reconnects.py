@@ -1,6 +1,6 @@
 """A real worker whose connections are closed by both servers, over and over, ends with no thread or connection more.
 
-CUSTOMER_ACTORS_TEST_RECONNECTS=200 in the environment makes it the long run.
+RECONNECTS=200 in the environment makes it the long run.
 """
 
 import os
@@ -22,7 +22,7 @@ from tests.servers import PrivatePostgres, RabbitMQ
 from tests.servers.process import descendants, wait_until
 from tests.storage.support import Storage
 
-ROUNDS = int(os.environ.get("CUSTOMER_ACTORS_TEST_RECONNECTS", "6"))
+ROUNDS = int(os.environ.get("RECONNECTS", "6"))
 THREADS = 4
 WORKER = (
     *(str(BIN / "dramatiq"), "customer_actors.actors.main:setup", "--processes", "1", "--threads", str(THREADS)),

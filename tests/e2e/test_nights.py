@@ -30,7 +30,7 @@ SLOW_WORKERS = tuple(word.replace("customer_actors.actors.main", "tests.e2e.slow
 DYING_SCHEDULER = (sys.executable, "-m", "tests.e2e.slow_nights", "scheduler")
 EMBEDDED = (sys.executable, "-m", "tests.e2e.slow_nights", "embedded")
 CUSTOMERS = 3_000
-SEED = 11
+SEED = int(os.environ.get("SEED") or 11)
 WAIT_S = 120
 
 
@@ -128,6 +128,7 @@ def test_kills_of_workers_and_scheduler_in_the_middle_of_both_jobs_change_no_res
     databases: tuple[Database, Database], postgres_url: str, rabbitmq_url: str, tmp_path: Path
 ) -> None:
     database, copy = databases
+    print(f"replay: make faults SEED={SEED}")
     chance = random.Random(SEED)
     env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url, **missed_crons()}
     with running(tmp_path, env, workers=SLOW_WORKERS, dying=DYING_SCHEDULER, scheduler=SCHEDULER) as processes:

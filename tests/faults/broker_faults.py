@@ -102,7 +102,9 @@ def _classic(stage: Stage) -> None:
         channel.queue_declare(ORDER_QUEUE, durable=True)
 
 
-@fault("broker: queue pre-declared classic and durable, then ingest killed", "kills", prepare=_classic)
+@fault(
+    "broker: queue pre-declared classic and durable, then ingest killed", "kills", prepare=_classic, ends_processes=True
+)
 def classic_queue(stage: Stage, rng: random.Random) -> int:
     assert f"queue {ORDER_QUEUE} is used as it is" in stage.logged(INGEST)
     stage.more(rng.randrange(20, 200))
@@ -110,7 +112,7 @@ def classic_queue(stage: Stage, rng: random.Random) -> int:
     return 1
 
 
-@fault("broker: queue made anew, not durable", "refusals")
+@fault("broker: queue made anew, not durable", "refusals", ends_processes=True)
 def transient_queue(stage: Stage, rng: random.Random) -> int:
     """Ingest ends and says why; the operator deletes the queue, and it is made anew."""
     stage.more(rng.randrange(20, 200))
@@ -244,7 +246,7 @@ _POISON: Final = (
 )
 
 
-@fault("broker: poison headers", "messages", dead_letters=len(_POISON))
+@fault("broker: poison headers", "messages", dead_letters=len(_POISON), recovers_s=60)
 def poison_headers(stage: Stage, rng: random.Random) -> int:
     """Each kills every consumer that decodes it [M6]; given up as dead letters, and no valid event with them [G13]."""
     with FramePublisher(stage.rabbitmq_url) as frames:

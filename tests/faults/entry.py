@@ -33,19 +33,22 @@ def wrong_clock() -> None:
 
 def broken_folds() -> None:
     """A bad deploy: every fold of every actor raises."""
+    from customer_actors.storage import segmentation
     from customer_actors.storage.actors import STREAM_STORES
 
     for store in STREAM_STORES.values():
         store.load = _broken(store.load)  # type: ignore[method-assign]
+    segmentation.segment_of = _raising  # type: ignore[assignment]
+
+
+def _raising(*_: object) -> None:
+    raise AttributeError("no such attribute (made by the fault suite)")
 
 
 def _broken(load: Callable[..., Any]) -> Callable[..., Any]:
-    def raising(event: object) -> None:
-        raise AttributeError("no such attribute (made by the fault suite)")
-
     def broken(self: Any, events: Sequence[Any]) -> Any:
         work = load(self, events)
-        work.fold = raising
+        work.fold = _raising
         return work
 
     return broken

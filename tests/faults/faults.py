@@ -33,6 +33,10 @@ class Fault:
     """The lines are sent in no order, and a fifth of them twice."""
     dead_letters: int = 0
     """How many messages must end as dead letters: those that nobody can decode, and no other."""
+    recovers_s: float = 30.0
+    """After so long, what is not through counts as lost [G11]."""
+    ends_processes: bool = False
+    """Whether processes of ours end by it; after any other fault those that ran before still run [G11]."""
 
 
 FAULTS: Final[list[Fault]] = []
@@ -48,11 +52,19 @@ def fault(
     events: int = 1_500,
     shuffled: bool = False,
     dead_letters: int = 0,
+    recovers_s: float = 30.0,
+    ends_processes: bool = False,
 ) -> Callable[[Inject], Inject]:
     """Put a function on the list."""
 
     def listed(inject: Inject) -> Inject:
-        FAULTS.append(Fault(name, inject, unit, short, prepare, env or {}, events, shuffled, dead_letters))
+        FAULTS.append(
+            Fault(
+                *(name, inject, unit, short, prepare, env or {}, events, shuffled, dead_letters),
+                recovers_s,
+                ends_processes,
+            )
+        )
         return inject
 
     return listed

@@ -141,7 +141,7 @@ def _patched(stage: Stage, fault_name: str, *names: str, **env: str) -> None:
         stage.commands[name] = (*ENTRY, "ingest" if name == INGEST else "dramatiq", *arguments)
 
 
-@fault("input: a bad deploy, every fold raises", "deploys", events=800)
+@fault("input: a bad deploy, every fold raises", "deploys", events=800, recovers_s=60, ends_processes=True)
 def bad_deploy(stage: Stage, rng: random.Random) -> int:
     """Held customers lose nothing, not even their order, and go on after the good version is back."""
     stage.more(rng.randrange(20, 100))
@@ -149,6 +149,7 @@ def bad_deploy(stage: Stage, rng: random.Random) -> int:
     stage.processes[WORKER].kill()
     stage.supervise()
     stage.until(lambda: stage.sql("SELECT count(*) FROM held_group")[0][0] > 20)
+    stage.until(lambda: "mass failure" in stage.red(), 30)
     stage.commands[WORKER] = COMMANDS[WORKER]
     stage.processes[WORKER].kill()
     return 1

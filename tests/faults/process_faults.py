@@ -12,7 +12,7 @@ from tests.servers.process import descendants
 _HEARTBEAT_S: Final = 2
 
 
-@fault("kill -9 of ingest", "kills", short=True)
+@fault("kill -9 of ingest", "kills", short=True, ends_processes=True)
 def kill_ingest(stage: Stage, rng: random.Random) -> int:
     kills = 4
     for _ in range(kills):
@@ -21,7 +21,7 @@ def kill_ingest(stage: Stage, rng: random.Random) -> int:
     return kills
 
 
-@fault("kill -9 of a worker child", "kills", short=True)
+@fault("kill -9 of a worker child", "kills", short=True, ends_processes=True)
 def kill_worker_child(stage: Stage, rng: random.Random) -> int:
     kills = 4
     for _ in range(kills):
@@ -31,7 +31,7 @@ def kill_worker_child(stage: Stage, rng: random.Random) -> int:
     return kills
 
 
-@fault("kill -9 of the workers' main process", "kills")
+@fault("kill -9 of the workers' main process", "kills", ends_processes=True)
 def kill_worker_main(stage: Stage, rng: random.Random) -> int:
     kills = 3
     for _ in range(kills):

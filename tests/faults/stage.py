@@ -1,5 +1,6 @@
 """One fault's place: a database, a virtual host, the Procfile's processes, and a publisher with its traffic."""
 
+import json
 import os
 import signal
 import subprocess
@@ -91,6 +92,8 @@ class Stage:
         self.cleanup = ExitStack()
         """Closed at the end, before the processes are killed."""
         self.supervised = True
+        self.restarts = 0
+        """How often a process that had ended was started again."""
         self.open_matters = ""
         """What `settled` still waited for."""
         self._log_read: dict[str, int] = {}
@@ -118,8 +121,10 @@ class Stage:
 
     def supervise(self) -> None:
         """Start again what has ended."""
-        if self.supervised:
-            self.start(*[name for name, child in self.processes.items() if not child.running])
+        ended = [name for name, child in self.processes.items() if not child.running]
+        if self.supervised and ended:
+            self.restarts += len(ended)
+            self.start(*ended)
 
     def worker_children(self) -> list[int]:
         """The processes that run the actors."""
@@ -144,6 +149,15 @@ class Stage:
         """Whether the workers started last are all at work."""
         return self.logged(WORKER)[self._log_read[WORKER] :].count("ready for action") == 2
 
+    def assert_nothing_hangs(self, dead_letters: int = 0) -> None:
+        """Everything acknowledged, so many dead letters, no transaction or lock left, no connection too many."""
+        self.until(lambda: not any(in_transaction or waits for _, in_transaction, waits in self.connections()), 10)
+        # Workers whose main process was killed notice with their next sweep.
+        self.until(lambda: len(self.connections()) <= MOST_CONNECTIONS, 15)
+        self.until(lambda: not self.left(*topology.QUEUES), 20)
+        expected = {topology.DEAD_LETTER_QUEUE: dead_letters} if dead_letters else {}
+        self.until(lambda: self.left(topology.DEAD_LETTER_QUEUE) == expected)
+
     def terminate(self) -> None:
         """SIGTERM to all, as at the end of every shift; nobody starts them again."""
         self.supervised = False
@@ -156,6 +170,12 @@ class Stage:
         subprocess.run(
             command, env=self._environment(), cwd=self.folder, check=True, capture_output=True, timeout=seconds
         )
+
+    def red(self) -> list[str]:
+        """What `health ready` is not content with."""
+        command = [str(BIN / "customer-actors"), "health", "ready", "--json"]
+        done = subprocess.run(command, env=self._environment(), cwd=self.folder, capture_output=True, timeout=60)
+        return [check["name"] for check in json.loads(done.stdout)["checks"] if not check["ok"]]
 
     # --- what is stored ----------------------------------------------------------------------------------------------
 

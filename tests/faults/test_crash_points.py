@@ -137,11 +137,13 @@ def test_the_ingest_process_killed(
         stage.supervised = False
         stage.start(INGEST_PROCESS, WORKER_PROCESS)
         stage.until(lambda: not stage.processes[INGEST_PROCESS].running)
+        assert stage.processes[INGEST_PROCESS].exit_code == -signal.SIGKILL
         began_s = time.monotonic()
         stage.commands[INGEST_PROCESS] = sound
         stage.start(INGEST_PROCESS)
         stage.until(stage.settled)
         recovery_s = time.monotonic() - began_s
+        stage.assert_nothing_hangs()
         stage.terminate()
         database = open_database(stage.postgres.url(stage.database))
         try:

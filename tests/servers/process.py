@@ -61,6 +61,11 @@ class Child:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Negative: the signal that ended it; None while it runs."""
+        return self._process.poll()
+
     def wait_until(self, ready: Callable[[], bool], seconds: float = 60) -> None:
         """Wait for `ready()`; RuntimeError with the end of the log when the process ends or time runs out first."""
         deadline = time.monotonic() + seconds

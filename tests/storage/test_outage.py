@@ -41,6 +41,36 @@ def open_connections(server: PrivatePostgres) -> list[str]:
         connection.close()
 
 
+def test_every_connection_has_its_limits(postgres_storage: Storage) -> None:
+    """Seconds for a statement, a lock, a forgotten transaction, a host that is gone: none is for ever."""
+    database = postgres_storage.database
+    for setting, limit in (
+        ("statement_timeout", "1min"),
+        ("lock_timeout", "20s"),
+        ("idle_in_transaction_session_timeout", "1min"),
+    ):
+        assert database.query(f"SHOW {setting}") == [(limit,)]
+    told = database.engine.connection().get_dsn_parameters()
+    idle, interval, count = (int(told[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
+    assert idle + interval * count <= 30
+    assert int(told["tcp_user_timeout"]) <= 30_000
+    assert int(told["connect_timeout"]) <= 5
+
+
+def test_a_statement_or_a_lock_past_its_limit_is_an_outage(postgres_url: str) -> None:
+    database, other = open_database(postgres_url), open_database(postgres_url)
+    database.query("SELECT set_config('statement_timeout', '50', false)")
+    with pytest.raises(Outage, match="statement timeout"):
+        database.query("SELECT pg_sleep(20)")
+    database.query("SELECT set_config('lock_timeout', '50', false)")
+    with other.transaction():
+        other.execute("SELECT pg_advisory_xact_lock(1)")
+        with pytest.raises(Outage, match="lock timeout"):
+            database.query("SELECT pg_advisory_xact_lock(1)")
+    for each in (database, other):
+        each.release()
+
+
 def test_between_two_calls_no_transaction_is_open(postgres_storage: Storage, postgres: PrivatePostgres) -> None:
     postgres_storage.settle(order("1", "10"))
     postgres_storage.database.query("SELECT 1")
