@@ -150,7 +150,10 @@ def _publishers_exchanges(stage: Stage) -> None:
 
 
 @fault(
-    "broker: exchanges pre-declared by their publishers, declared again", "declarations", prepare=_publishers_exchanges
+    "broker: exchanges pre-declared by their publishers, declared again",
+    "declarations",
+    prepare=_publishers_exchanges,
+    ends_processes=True,
 )
 def declared_exchanges(stage: Stage, rng: random.Random) -> int:
     """The publisher's own declaration is the one that counts, before and after ours [M12]."""
