@@ -90,7 +90,9 @@ def stopping_on_signals(limit_s: float = LIMIT_S) -> Iterator[Stop]:
 
 def _listen(stop: Stop, over: threading.Event, limit_s: float) -> None:
     while not over.is_set():
-        if (taken := signal.sigtimedwait(SIGNALS, _LOOK_S)) is None:
+        taken = signal.sigtimedwait(SIGNALS, _LOOK_S)
+        # Interrupted, as by SIGSTOP and SIGCONT, Python 3.11 returns what is in memory when the time is over.
+        if taken is None or taken.si_signo not in SIGNALS:
             continue
         limit = threading.Timer(limit_s, os._exit, (128 + taken.si_signo,))
         limit.daemon = True

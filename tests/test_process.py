@@ -34,6 +34,23 @@ def ended(script: str, number: signal.Signals) -> tuple[int, str, float]:
             process.kill()
 
 
+def test_a_process_that_was_stopped_for_a_while_goes_on() -> None:
+    script = "with stopping_on_signals() as stop:\n print('ready', flush=True); stop.wait(20); print(stop.signal.name)"
+    with subprocess.Popen([sys.executable, "-c", START + script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            for _ in range(3):
+                process.send_signal(signal.SIGSTOP)
+                threading.Event().wait(0.3)  # longer than the process waits for a signal
+                process.send_signal(signal.SIGCONT)
+                threading.Event().wait(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert (process.wait(timeout=20), process.stdout.read()) == (0, b"SIGTERM\n")
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_becomes_a_flag_and_the_process_ends_as_it_likes(number: signal.Signals) -> None:
     script = "with stopping_on_signals() as stop:\n print('ready', flush=True); stop.wait(20); print(stop.signal.name)"
