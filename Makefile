@@ -42,7 +42,7 @@ test: check setup-servers ## Everything that must hold: check, then all tests
 	$(BIN)/pytest $(SIDE_BY_SIDE) --ignore=tests/faults
 	$(BIN)/pytest tests/faults
 
-faults: setup setup-servers ## Inject every fault of docs/guarantees.md; SEED=n replays a run
+faults: setup setup-servers ## Inject every fault of docs/guarantees.md; SEED=n replays a run, OUTAGE_S=600 makes outages ten minutes long
 	FAULTS=all FAULTS_TABLE=build/faults.txt $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/faults
 	RECONNECTS=200 $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/actors/test_reconnects.py \
 		tests/e2e/test_nights.py tests/scheduler

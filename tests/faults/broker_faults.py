@@ -9,13 +9,15 @@ from pika.spec import BasicProperties
 
 from customer_actors.ingest.topology import QUEUES, SOURCES
 from tests.faults.faults import fault
-from tests.faults.sabotage import sabotage
-from tests.faults.stage import INGEST, Stage, declare_topology
+from tests.faults.sabotage import OF_ACTORS, sabotage
+from tests.faults.stage import INGEST, OUTAGE_S, WORKER, Stage, declare_topology
 from tests.servers.amqp_frames import FramePublisher, nested, properties, table, timestamp
 
 ACTOR_QUEUES: Final = ("dispatcher", "stats", "loyalty", "credit", "segmentation", "held")
 INTERNAL_QUEUES: Final = tuple(name + suffix for name in ACTOR_QUEUES for suffix in ("", ".DQ", ".XQ"))
 ORDER_QUEUE: Final = QUEUES[0]
+_RETRY_LOST: Final = "Unexpected failure in after_process_message"
+"""What Dramatiq logs when the broker refuses the copy."""
 
 
 @fault("broker: kill -9", "kills", short=True)
@@ -31,7 +33,7 @@ def kill(stage: Stage, rng: random.Random) -> int:
 def down(stage: Stage, rng: random.Random) -> int:
     stage.more(rng.randrange(20, 200))
     stage.rabbitmq.stop()
-    stage.pause(10)
+    stage.pause(OUTAGE_S)
     stage.rabbitmq.start()
     return 1
 
@@ -44,24 +46,24 @@ def memory_alarm(stage: Stage, rng: random.Random) -> int:
         for _ in range(alarms):
             stage.more(rng.randrange(20, 120))
             stage.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1")
-            stage.pause(3)
+            stage.assert_stands_still(3)
             stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     finally:
         stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     return alarms
 
 
-@fault("broker: delay queues refuse what is to be retried", "failed statements", events=1_000)
+@fault("broker: delay queues refuse what is to be retried", "retries refused", events=1_000)
 def refusing_delay_queue(stage: Stage, rng: random.Random) -> int:
-    """Dramatiq acknowledges a message whose retry copy was refused: it is gone [M3]."""
+    """Dramatiq acknowledges a message whose retry copy was refused: it is gone [M3], and only the sweep knows."""
     definition = json.dumps({"max-length": 0, "overflow": "reject-publish"})
     policy = ("-p", stage.vhost, "refuse", r"\.DQ$", definition, "--apply-to", "queues")
     stage.rabbitmq.ctl("set_policy", *policy)
-    with sabotage(stage, "serialization_failure", rng, per_mille=300) as hits:
+    with sabotage(stage, "serialization_failure", rng, per_mille=300, tables=OF_ACTORS):
         stage.more(500)
-        times = hits()
+        stage.until(lambda: stage.logged(WORKER).count(_RETRY_LOST) >= 5)
     stage.rabbitmq.ctl("clear_policy", "-p", stage.vhost, "refuse")
-    return times
+    return stage.logged(WORKER).count(_RETRY_LOST)
 
 
 @fault("broker: Dramatiq's queues purged", "purges", short=True)
@@ -173,7 +175,7 @@ def revoked(stage: Stage, rng: random.Random) -> int:
         stage.more(rng.randrange(20, 150))
         stage.rabbitmq.ctl("set_permissions", "-p", stage.vhost, "guest", "^$", "^$", "^$")
         stage.rabbitmq.ctl("close_all_connections", "--vhost", stage.vhost, "permissions changed")
-        stage.pause(3)
+        stage.assert_stands_still(3)
         stage.rabbitmq.ctl("set_permissions", "-p", stage.vhost, "guest", ".*", ".*", ".*")
     return times
 

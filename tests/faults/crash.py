@@ -1,8 +1,8 @@
 """The named crash points: kill -9 of this very process at exactly that place, then nothing is tidied up.
 
-`python -m tests.faults.crash POINT ACTOR NUMBER ARGUMENTS…` runs `customer-actors ARGUMENTS…` and dies when it comes to
-the point for the NUMBER-th time. ACTOR is the actor meant, or - for the points of ingest. The point "broken" does not
-kill: whatever ACTOR folds raises.
+`python -m tests.faults.crash POINT ACTOR NUMBER ARGUMENTS…` runs `customer-actors ARGUMENTS…`, or the workers where
+they begin with `dramatiq`, and dies when it comes to the point for the NUMBER-th time. ACTOR is the actor meant, or -
+for the points of ingest. The point "broken" does not kill: whatever ACTOR folds raises.
 """
 
 import os
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from customer_actors.actors.pipeline import Pipeline
-from customer_actors.cli import main as product
 from customer_actors.ingest.link import Link
 from customer_actors.storage import append, draining, holds, segmentation, triage
 from customer_actors.storage.actors import STREAM_STORES, Store
 from customer_actors.storage.segmentation import SegmentationStore
+from tests.faults.entry import become
 
 Wanted = Callable[..., bool]
 """Whether a call with these arguments is the one meant."""
@@ -129,10 +129,11 @@ ADVANCE: Final = {
     "after commit, before last look": _before_last_look,
     "after last look, before ringing the next": _before_next,
 }
+DRAINING: Final = "released, while draining"
 RELEASE: Final = {
     "released, before commit": _before_release,
     "released and committed, before draining": _before_draining,
-    "released, while draining": _while_draining,
+    DRAINING: _while_draining,
 }
 
 
@@ -162,5 +163,4 @@ POINTS: Final = {**BROKEN, **INGEST, **ACKNOWLEDGED, **ADVANCE, **RELEASE}
 if __name__ == "__main__":
     _point, _actor, _number, *_arguments = sys.argv[1:]
     POINTS[_point](_actor, Countdown(int(_number)))
-    sys.argv = ["customer-actors", *_arguments]
-    product()
+    become(*_arguments)

@@ -9,9 +9,9 @@ import psycopg2
 from tests.faults.faults import fault
 from tests.faults.proxy import Proxy
 from tests.faults.sabotage import sabotage
-from tests.faults.stage import SERVICE, Stage
+from tests.faults.stage import OUTAGE_S, SERVICE, Stage
 
-_LONG_S: Final = 24
+_LOCKED_S: Final = max(24.0, OUTAGE_S)
 """Longer than the service waits for a lock (20 s)."""
 
 
@@ -49,7 +49,7 @@ def kill(stage: Stage, rng: random.Random) -> int:
 def down(stage: Stage, rng: random.Random) -> int:
     stage.more(rng.randrange(20, 150))
     stage.postgres.stop("fast")
-    stage.pause(10)
+    stage.pause(OUTAGE_S)
     stage.postgres.start()
     return 1
 
@@ -80,9 +80,13 @@ def black_hole(stage: Stage, rng: random.Random) -> int:
     """Connections stay open and nothing moves, until the way is mended and breaks them off."""
     stage.more(rng.randrange(20, 150))
     _proxy(stage).swallow()
-    stage.pause(8)
+    stage.assert_stands_still(8)
     _proxy(stage).release()
     return 1
+
+
+def _connections_refused(stage: Stage) -> int:
+    return stage.postgres.logged().count(f'too many connections for role "{SERVICE}"')
 
 
 @fault("database: connection limit reached", "times")
@@ -92,8 +96,10 @@ def connection_limit(stage: Stage, rng: random.Random) -> int:
         stage.more(rng.randrange(20, 150))
         stage.sql(f"ALTER ROLE {SERVICE} CONNECTION LIMIT 2")
         stage.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (SERVICE,))
+        refused = _connections_refused(stage)
         try:
             stage.pause(4)
+            assert _connections_refused(stage) > refused
         finally:
             stage.sql(f"ALTER ROLE {SERVICE} CONNECTION LIMIT -1")
     return times
@@ -103,7 +109,7 @@ def connection_limit(stage: Stage, rng: random.Random) -> int:
 def disk_full(stage: Stage, rng: random.Random) -> int:
     stage.more(rng.randrange(20, 150))
     with sabotage(stage, "disk_full", rng) as hits:
-        stage.pause(5)
+        stage.assert_stands_still(4)
         return hits()
 
 
@@ -129,7 +135,7 @@ def row_locks(stage: Stage, rng: random.Random) -> int:
         cursor.execute("SELECT id FROM customer ORDER BY head DESC LIMIT 3 FOR UPDATE")
         busiest = tuple(row[0] for row in cursor.fetchall())
         cursor.execute("SELECT customer FROM loyalty_state WHERE customer IN %s FOR UPDATE", (busiest,))
-        stage.pause(_LONG_S)
+        stage.pause(_LOCKED_S)
         other.rollback()
     return 1
 

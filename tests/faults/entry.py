@@ -57,21 +57,20 @@ def _broken(load: Callable[..., Any]) -> Callable[..., Any]:
 FAULTS: Final = {"clock": wrong_clock, "folds": broken_folds}
 
 
-def main(program: str, *arguments: str) -> None:
-    """Become `program` with the fault that the environment names."""
-    FAULTS[os.environ["FAULT"]]()
-    if program == "ingest":
-        from customer_actors.cli import main as product
-
-        sys.argv = ["customer-actors", "ingest"]
-        product()
-    else:
+def become(*command: str) -> None:
+    """Run `dramatiq ARGUMENTS…` or `customer-actors ARGUMENTS…` in this process, as it has been patched."""
+    if command[0] == "dramatiq":
         from dramatiq.cli import main as dramatiq
         from dramatiq.cli import make_argument_parser
 
-        sys.argv = ["dramatiq", *arguments]
-        sys.exit(dramatiq(make_argument_parser().parse_args(arguments)))  # type: ignore[no-untyped-call]
+        sys.argv = [*command]
+        sys.exit(dramatiq(make_argument_parser().parse_args(command[1:])))  # type: ignore[no-untyped-call]
+    from customer_actors.cli import main as product
+
+    sys.argv = ["customer-actors", *command]
+    product()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    FAULTS[os.environ["FAULT"]]()
+    become(*sys.argv[1:])

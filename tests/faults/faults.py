@@ -60,9 +60,17 @@ def fault(
     def listed(inject: Inject) -> Inject:
         FAULTS.append(
             Fault(
-                *(name, inject, unit, short, prepare, env or {}, events, shuffled, dead_letters),
-                recovers_s,
-                ends_processes,
+                name,
+                inject,
+                unit,
+                short=short,
+                prepare=prepare,
+                env=env or {},
+                events=events,
+                shuffled=shuffled,
+                dead_letters=dead_letters,
+                recovers_s=recovers_s,
+                ends_processes=ends_processes,
             )
         )
         return inject

@@ -137,8 +137,8 @@ def raising_customer(stage: Stage, rng: random.Random) -> int:
 def _patched(stage: Stage, fault_name: str, *names: str, **env: str) -> None:
     stage.env.update({"FAULT": fault_name, **env})
     for name in names:
-        arguments = COMMANDS[WORKER][1:] if name == WORKER else ()
-        stage.commands[name] = (*ENTRY, "ingest" if name == INGEST else "dramatiq", *arguments)
+        _, *arguments = COMMANDS[name]
+        stage.commands[name] = (*ENTRY, *(["dramatiq"] if name == WORKER else []), *arguments)
 
 
 @fault("input: a bad deploy, every fold raises", "deploys", events=800, recovers_s=60, ends_processes=True)
@@ -168,4 +168,9 @@ def clock_jumps(stage: Stage, rng: random.Random) -> int:
     for off_s in jumps:
         stage.more(rng.randrange(20, 150))
         (stage.folder / "clock").write_text(str(off_s))
+    ((before_s, after_s),) = stage.sql(
+        "SELECT s.now - min(received_at_us) / 1000000, max(received_at_us) / 1000000 - s.now "
+        "FROM event, (SELECT extract(epoch FROM now()) AS now) s GROUP BY s.now"
+    )
+    assert min(before_s, after_s) > DAY_S - 600, "ingest did not notice that its clock was wrong"
     return len(jumps)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from customer_actors.domain.events import Event
 from customer_actors.groups import failure
-from tests.faults.entry import FAULTS, main
+from tests.faults.entry import become
 
 SEED: Final = "POISON_SEED"
 """Variable with the seed."""
@@ -88,5 +88,5 @@ def _attempts(store: Any, event: Event) -> int:
 
 
 if __name__ == "__main__":
-    FAULTS["poison"] = poisoned
-    main(*sys.argv[1:])
+    poisoned()
+    become(*sys.argv[1:])

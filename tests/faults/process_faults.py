@@ -44,6 +44,11 @@ def _short_heartbeat(stage: Stage) -> None:
     stage.rabbitmq_options = f"?heartbeat={_HEARTBEAT_S}"
 
 
+def _missed_heartbeats(stage: Stage) -> int:
+    """How many connections the broker has closed for that."""
+    return stage.rabbitmq.logged().count("missed heartbeats from client")
+
+
 @fault("SIGSTOP of ingest and workers, longer than the heartbeat", "stops", prepare=_short_heartbeat)
 def stopped(stage: Stage, rng: random.Random) -> int:
     """The broker gives their messages to others; when they wake up, their acknowledgements are worth nothing [M1]."""
@@ -51,9 +56,11 @@ def stopped(stage: Stage, rng: random.Random) -> int:
     for name in (INGEST, WORKER):
         stage.more(rng.randrange(20, 120))
         family = [stage.processes[name].pid, *descendants(stage.processes[name].pid)]
+        missed = _missed_heartbeats(stage)
         for pid in family:
             os.kill(pid, signal.SIGSTOP)
-        stage.pause(3 * _HEARTBEAT_S + 1)
+        stage.until(lambda missed=missed: _missed_heartbeats(stage) > missed, 10 * _HEARTBEAT_S)  # type: ignore[misc]
+        stage.pause(_HEARTBEAT_S)
         for pid in family:
             os.kill(pid, signal.SIGCONT)
         times += len(family)

@@ -46,6 +46,10 @@ MOST_CONNECTIONS: Final = 2 * (4 + 1) + (3 + 1)
 SERVICE: Final = "shop_service"
 """The role the service logs in as: unlike a superuser it has to obey limits."""
 WAIT_S: Final = 60
+OUTAGE_S: Final = float(os.environ.get("OUTAGE_S") or 10)
+"""How long a server is down or a row locked, in the faults that are about that; ten minutes in the long run."""
+_UNDER_WAY_S: Final = 1
+"""Whatever was under way when a fault began is through or has failed after that."""
 _LOOK_S: Final = 0.05
 
 Row = tuple[Any, ...]
@@ -166,15 +170,17 @@ class Stage:
 
     def command(self, *words: str, seconds: float = 60) -> None:
         """Run one `customer-actors` command to its end; CalledProcessError when it fails."""
-        command = [str(BIN / "customer-actors"), *words]
-        subprocess.run(
-            command, env=self._environment(), cwd=self.folder, check=True, capture_output=True, timeout=seconds
+        self.run(str(BIN / "customer-actors"), *words, seconds=seconds).check_returncode()
+
+    def run(self, *command: str, seconds: float = 60) -> "subprocess.CompletedProcess[bytes]":
+        """Run any command in the stage's environment, to its end."""
+        return subprocess.run(
+            command, env=self._environment(), cwd=self.folder, check=False, capture_output=True, timeout=seconds
         )
 
     def red(self) -> list[str]:
         """What `health ready` is not content with."""
-        command = [str(BIN / "customer-actors"), "health", "ready", "--json"]
-        done = subprocess.run(command, env=self._environment(), cwd=self.folder, capture_output=True, timeout=60)
+        done = self.run(str(BIN / "customer-actors"), "health", "ready", "--json")
         return [check["name"] for check in json.loads(done.stdout)["checks"] if not check["ok"]]
 
     # --- what is stored ----------------------------------------------------------------------------------------------
@@ -235,6 +241,13 @@ class Stage:
         """Let a fault last."""
         end_s = time.monotonic() + seconds
         self.until(lambda: time.monotonic() >= end_s, seconds + WAIT_S)
+
+    def assert_stands_still(self, seconds: float) -> None:
+        """Let a fault last in which nothing can be committed: events that come all the same show there was none."""
+        self.pause(_UNDER_WAY_S)
+        before = self.events()
+        self.pause(seconds)
+        assert self.events() == before, "events are committed: the fault did not reach the service"
 
     def more(self, events: int) -> None:
         """Wait until so many more events have been committed, or all there will be: faults must meet traffic."""

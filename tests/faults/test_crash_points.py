@@ -5,8 +5,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +21,10 @@ from customer_actors.storage.schema import migrate
 from tests.faults.accounts import Accounts
 from tests.faults.check import check
 from tests.faults.conftest import ROWS
-from tests.faults.crash import ACKNOWLEDGED, ADVANCE, INGEST, RELEASE
+from tests.faults.crash import ACKNOWLEDGED, ADVANCE, DRAINING, INGEST, RELEASE
 from tests.faults.order_log import INSTALL_SQLITE
 from tests.faults.publisher import Publisher
-from tests.faults.stage import BIN, ROOT, Stage, declare_topology
+from tests.faults.stage import BIN, COMMANDS, ROOT, Stage, declare_topology
 from tests.faults.stage import INGEST as INGEST_PROCESS
 from tests.faults.stage import WORKER as WORKER_PROCESS
 from tests.faults.table import Row
@@ -32,7 +32,14 @@ from tests.faults.table import Row
 EVENTS: Final = 300
 LINES: Final = list(simulate(ShopPlan(customers=40, events=EVENTS, seed=7, conflict=0, credit_share=0.4)))
 KILLED: Final = -signal.SIGKILL
+CHILD_KILLED: Final = f"exited unexpectedly (code {KILLED})"
+"""What the workers' main process logs, before it ends itself."""
 _NEVER: Final = "1000000"
+
+
+def crashing(point: str, actor: str, number: str, *arguments: str) -> tuple[str, ...]:
+    """The command of a process that dies at the point."""
+    return (sys.executable, "-m", "tests.faults.crash", point, actor, number, *arguments)
 
 
 def _each(points: Iterable[str]) -> list[Any]:
@@ -64,7 +71,7 @@ class Shop:
 
     def crash(self, point: str, actor: str, number: str, *arguments: str) -> int:
         """The same, dying at the point."""
-        return self._run(sys.executable, "-m", "tests.faults.crash", point, actor, number, *arguments)
+        return self._run(*crashing(point, actor, number, *arguments))
 
     def _run(self, *command: str) -> int:
         env = {"DATABASE_URL": self.url, "PYTHONPATH": str(ROOT), "CUSTOMER_ACTORS_BATCH_SIZE": "25"}
@@ -122,25 +129,19 @@ def test_a_release_killed(shop: Shop, point: str, actor: str) -> None:
     shop.judge(f"crash: release of {actor} {point}", began_s)
 
 
-@pytest.mark.services
-@pytest.mark.parametrize("point", [*(pytest.param(p, marks=pytest.mark.long_fault) for p in INGEST), *ACKNOWLEDGED])
-def test_the_ingest_process_killed(
-    open_stage: Callable[[Mapping[str, str]], AbstractContextManager[Stage]], point: str
-) -> None:
-    """The same points with a broker: what was not acknowledged comes again."""
+Open = Callable[[Mapping[str, str]], AbstractContextManager[Stage]]
+
+
+@contextmanager
+def _live_stage(open_stage: Open, name: str) -> Iterator[tuple[Stage, Publisher]]:
+    """The same points in the Procfile's processes, on PostgreSQL and RabbitMQ. Nothing is started again by itself; when
+    the caller has what it wanted and sound processes run, all must be through, and the final check is made."""
     with open_stage({"CUSTOMER_ACTORS_BATCH_SIZE": "25"}) as stage:
         declare_topology(stage)
-        stage.publisher = Publisher(stage.rabbitmq_url, LINES)
-        stage.publisher.start()
-        sound = stage.commands[INGEST_PROCESS]
-        stage.commands[INGEST_PROCESS] = (sys.executable, "-m", "tests.faults.crash", point, "-", "3", "ingest")
+        publisher = stage.publisher = Publisher(stage.rabbitmq_url, LINES)
         stage.supervised = False
-        stage.start(INGEST_PROCESS, WORKER_PROCESS)
-        stage.until(lambda: not stage.processes[INGEST_PROCESS].running)
-        assert stage.processes[INGEST_PROCESS].exit_code == -signal.SIGKILL
+        yield stage, publisher
         began_s = time.monotonic()
-        stage.commands[INGEST_PROCESS] = sound
-        stage.start(INGEST_PROCESS)
         stage.until(stage.settled)
         recovery_s = time.monotonic() - began_s
         stage.assert_nothing_hangs()
@@ -150,6 +151,80 @@ def test_the_ingest_process_killed(
             found = check(database, load_settings({}).rules(), LINES, stage.accounts, datetime.now(UTC).date())
         finally:
             database.release()
-        ROWS.append(Row(f"crash: ingest process {point}", "1 kill", EVENTS, *found[:3], recovery_s))
+        ROWS.append(Row(name, "1 kill", EVENTS, *found[:3], recovery_s))
         assert found.wrong == []
         assert found[:3] == (0, 0, 0)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("point", [*(pytest.param(p, marks=pytest.mark.long_fault) for p in INGEST), *ACKNOWLEDGED])
+def test_the_ingest_process_killed(open_stage: Open, point: str) -> None:
+    """What was not acknowledged comes again."""
+    with _live_stage(open_stage, f"crash: ingest process {point}") as (stage, publisher):
+        publisher.start()
+        stage.commands[INGEST_PROCESS] = crashing(point, "-", "3", "ingest")
+        stage.start(INGEST_PROCESS, WORKER_PROCESS)
+        stage.until(lambda: not stage.processes[INGEST_PROCESS].running)
+        assert stage.processes[INGEST_PROCESS].exit_code == KILLED
+        stage.commands[INGEST_PROCESS] = COMMANDS[INGEST_PROCESS]
+        stage.start(INGEST_PROCESS)
+
+
+WORKERS: Final = ("dramatiq", *COMMANDS[WORKER_PROCESS][1:])
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(("point", "actor"), _each(ADVANCE))
+def test_a_worker_process_killed(open_stage: Open, point: str, actor: str) -> None:
+    """What it was working on is delivered again, to workers started anew."""
+    with _live_stage(open_stage, f"crash: {actor} in a worker, {point}") as (stage, publisher):
+        publisher.start()
+        stage.commands[WORKER_PROCESS] = crashing(point, actor, "2", *WORKERS)
+        stage.start(INGEST_PROCESS, WORKER_PROCESS)
+        stage.until(lambda: not stage.processes[WORKER_PROCESS].running)
+        assert CHILD_KILLED in stage.logged(WORKER_PROCESS)
+        stage.commands[WORKER_PROCESS] = COMMANDS[WORKER_PROCESS]
+        stage.start(WORKER_PROCESS)
+
+
+@contextmanager
+def _held_by_a_bad_deploy(open_stage: Open, name: str, actor: str) -> Iterator[Stage]:
+    """Bad workers hold whoever comes, and are stopped; good ones come next."""
+    with _live_stage(open_stage, name) as (stage, publisher):
+        publisher.hurry()
+        publisher.start()
+        stage.commands[WORKER_PROCESS] = crashing("broken", actor, _NEVER, *WORKERS)
+        stage.start(INGEST_PROCESS, WORKER_PROCESS)
+        stage.until(lambda: not publisher.is_alive() and not stage.missing())
+        stage.until(lambda: stage.sql("SELECT count(*) > 10 FROM held_group WHERE actor = %s", (actor,)) == [(True,)])
+        stage.processes[WORKER_PROCESS].kill()
+        stage.commands[WORKER_PROCESS] = COMMANDS[WORKER_PROCESS]
+        yield stage
+
+
+def _release(actor: str) -> tuple[str, ...]:
+    return ("held", "release", "--actor", actor, "--reason", "fixed")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(("point", "actor"), _each(point for point in RELEASE if point != DRAINING))
+def test_a_release_killed_beside_live_processes(open_stage: Open, point: str, actor: str) -> None:
+    """The first release dies, the second does not."""
+    with _held_by_a_bad_deploy(open_stage, f"crash: live release of {actor} {point}", actor) as stage:
+        assert stage.run(*crashing(point, actor, "1", *_release(actor))).returncode == KILLED
+        stage.start(WORKER_PROCESS)
+        stage.command(*_release(actor))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(("point", "actor"), _each([DRAINING]))
+def test_workers_killed_while_they_drain_what_was_released(open_stage: Open, point: str, actor: str) -> None:
+    """Where there are workers, the command leaves the draining to them."""
+    with _held_by_a_bad_deploy(open_stage, f"crash: {actor} in a worker, {point}", actor) as stage:
+        stage.command(*_release(actor))
+        stage.commands[WORKER_PROCESS] = crashing("saved, before commit", actor, "1", *WORKERS)
+        stage.start(WORKER_PROCESS)
+        stage.until(lambda: not stage.processes[WORKER_PROCESS].running)
+        assert CHILD_KILLED in stage.logged(WORKER_PROCESS)
+        stage.commands[WORKER_PROCESS] = COMMANDS[WORKER_PROCESS]
+        stage.start(WORKER_PROCESS)

@@ -50,7 +50,7 @@ def test_exactly_the_poisoned_are_parked_and_after_a_fix_a_release_brings_everyb
     rng = random.Random(f"{SEED} poison")
     seed = str(rng.randrange(10**6))
     lines = _lines(rng)
-    with open_stage({"FAULT": "poison", POISON_SEED: seed}) as stage:
+    with open_stage({POISON_SEED: seed}) as stage:
         declare_topology(stage)
         stage.commands[WORKER] = (sys.executable, "-m", "tests.faults.poison", "dramatiq", *COMMANDS[WORKER][1:])
         publisher = stage.publisher = Publisher(stage.rabbitmq_url, lines, portion=500)

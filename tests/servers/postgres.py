@@ -50,6 +50,10 @@ class PrivatePostgres:
     def folder(self) -> Path:
         return self._folder
 
+    def logged(self) -> str:
+        """What the server has written to its log."""
+        return (self._folder / "output.log").read_text(errors="replace")
+
     @property
     def programs(self) -> Path:
         """The folder of its programs."""

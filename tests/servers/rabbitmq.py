@@ -144,6 +144,10 @@ class PrivateRabbitMQ(RabbitMQ):
             raise
         return done.stdout
 
+    def logged(self) -> str:
+        """What the server has written to its log."""
+        return "".join(path.read_text(errors="replace") for path in (self._folder / "log").glob("*.log"))
+
     def settle(self) -> None:
         """Bring to disk what the server itself would bring there within a second.
 
