@@ -1,5 +1,6 @@
 """The broker as every process makes it: nothing asynchronous, nothing pickled, nothing unconfirmed."""
 
+import ssl
 from typing import Any
 
 import dramatiq
@@ -46,6 +47,12 @@ def test_every_broker_confirms_beats_and_speaks_our_json() -> None:
 def test_a_heartbeat_switched_off_is_refused_with_the_fix() -> None:
     with pytest.raises(UsageError, match="remove heartbeat=0"):
         make_broker(f"{URL}?heartbeat=0")
+
+
+def test_amqps_verifies_certificate_and_host_name() -> None:
+    broker: Any = CarefulBroker("amqps://shop:secret@mq.example/")
+    options = broker.parameters.ssl_options
+    assert (options.context.verify_mode, options.context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 def test_an_encoder_of_somebody_else_and_unconfirmed_sends_are_refused() -> None:

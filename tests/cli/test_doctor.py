@@ -4,6 +4,8 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +22,10 @@ from customer_actors.domain.events import Rejected
 from customer_actors.ingest.publish import publish
 from customer_actors.ingest.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, UNROUTED_QUEUE, declare
 from customer_actors.settings import load_settings
+from customer_actors.storage import job_runs
 from customer_actors.storage.beats import beat
 from customer_actors.storage.database import Database
+from customer_actors.storage.job_runs import Run
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.e2e.processes import INGEST, SCHEDULER, WORKERS, running, wait_until
@@ -198,6 +202,48 @@ def test_what_waits_for_a_person_names_the_triage_command(database: Database, po
         assert done.exit_code != 2, f"{command} is no command: {done.output}"
 
 
+def test_an_event_that_waits_too_long_is_a_problem(database: Database, postgres_url: str) -> None:
+    now_us = time.time_ns() // 1_000
+    Storage(database).append([order("1", "5")._replace(received_at_us=now_us)], now_us=now_us)
+    assert "lag" not in problems(database_findings(postgres_url, now_us + 1_000_000))
+    found = database_findings(postgres_url, now_us + HOUR_US)["lag"]
+    assert (found.verdict, found.found) == (PROBLEM, "an event waits for 3600 s")
+    assert found.fix[0].startswith("customer-actors status")
+
+
+def test_too_few_free_connections_are_a_warning(database: Database, postgres_url: str) -> None:
+    assert database_findings(postgres_url)["connections"].verdict == "ok"
+    most = int(database.query("SELECT current_setting('max_connections')")[0][0])
+    with ExitStack() as all_of_them:
+        for _ in range(most):
+            try:
+                all_of_them.enter_context(closing(psycopg2.connect(postgres_url)))
+            except psycopg2.OperationalError:
+                break
+            found = database_findings(postgres_url)["connections"]
+            if found.verdict != "ok":
+                break
+    assert (found.verdict, "SET max_connections" in found.fix[0]) == (WARNING, True)
+
+
+def test_another_number_of_decimals_than_the_database_began_with_is_a_problem(
+    database: Database, postgres_url: str
+) -> None:
+    Storage(database).append([order("1", "5")])
+    found = database_findings(postgres_url, CUSTOMER_ACTORS_CURRENCY_DECIMALS="3")["currency"]
+    assert (found.verdict, "set it to 2" in found.found) == (PROBLEM, True)
+
+
+def test_a_night_that_was_claimed_and_is_not_done_names_the_workers(database: Database, postgres_url: str) -> None:
+    now_us = time.time_ns() // 1_000
+    assert job_runs.claim(database, Run("credit", "2026-11-24T03:15", date(2026, 11, 24)), now_us)
+    env = {"RABBITMQ_URL": "amqp://guest:guest@localhost/"}
+    assert "night credit" not in problems(database_findings(postgres_url, now_us + HOUR_US, **env))
+    found = database_findings(postgres_url, now_us + 3 * HOUR_US, **env)["night credit"]
+    assert (found.verdict, "not done" in found.found) == (PROBLEM, True)
+    assert found.fix[1] == "python -m scheduler run credit"
+
+
 def test_processes_without_a_sign_of_life_and_nights_that_were_missed_name_how_to_start_them(
     database: Database, postgres_url: str
 ) -> None:
@@ -259,6 +305,12 @@ def test_a_queue_that_loses_events_is_a_problem(connection: pika.BlockingConnect
     connection.channel().queue_declare(QUEUES[1], durable=False)
     found = broker_findings(rabbitmq_url)[f"queue {QUEUES[1]}"]
     assert (found.verdict, "not durable" in found.found) == (PROBLEM, True)
+
+
+def test_an_exchange_of_another_type_is_a_problem(connection: pika.BlockingConnection, rabbitmq_url: str) -> None:
+    connection.channel().exchange_declare("order_events", "fanout", durable=True)
+    found = broker_findings(rabbitmq_url)["exchange order_events"]
+    assert (found.verdict, found.found.startswith("is no durable topic exchange")) == (PROBLEM, True)
 
 
 def test_a_queue_of_another_connection_alone_is_a_problem_and_does_not_hide_the_rest(
