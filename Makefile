@@ -43,9 +43,8 @@ test: check setup-servers ## Everything that must hold: check, then all tests
 	$(BIN)/pytest tests/faults
 
 faults: setup setup-servers ## Inject every fault of docs/guarantees.md; SEED=n replays a run, OUTAGE_S=600 makes outages ten minutes long
-	FAULTS=all FAULTS_TABLE=build/faults.txt $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/faults
-	RECONNECTS=200 $(if $(SEED),SEED=$(SEED)) $(BIN)/pytest -q tests/actors/test_reconnects.py \
-		tests/e2e/test_nights.py tests/scheduler
+	FAULTS=all FAULTS_TABLE=build/faults.txt RECONNECTS=$(or $(RECONNECTS),200) $(if $(SEED),SEED=$(SEED)) \
+		$(BIN)/pytest -q tests/faults tests/e2e/test_nights.py tests/scheduler tests/actors/test_reconnects.py
 
 check: setup ## Style, types and the direction of the arrows
 	$(BIN)/ruff check .

@@ -127,9 +127,10 @@ def serialization_failures(stage: Stage, rng: random.Random) -> int:
         return hits()
 
 
-@fault("database: row locks held by somebody else", "times")
+@fault("database: row locks held by somebody else", "times", recovers_s=40)
 def row_locks(stage: Stage, rng: random.Random) -> int:
-    """The busiest customers are locked, longer than the service waits for a lock; ingest needs these rows too."""
+    """The busiest customers are locked, longer than the service waits for a lock; ingest needs these rows too. A bundle
+    that met the lock is tried again up to 30 s later."""
     stage.more(rng.randrange(20, 150))
     with closing(stage.connect()) as other, other.cursor() as cursor:
         cursor.execute("SELECT id FROM customer ORDER BY head DESC LIMIT 3 FOR UPDATE")

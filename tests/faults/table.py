@@ -20,6 +20,8 @@ class Row(NamedTuple):
     recovery_s: float
 
 
+ROWS: Final[list[Row]] = []
+"""Of this run."""
 _HEADINGS: Final = ("fault", "injected", "events", "lost", "twice", "disorder", "seconds")
 
 

@@ -20,14 +20,13 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.faults.accounts import Accounts
 from tests.faults.check import check
-from tests.faults.conftest import ROWS
 from tests.faults.crash import ACKNOWLEDGED, ADVANCE, DRAINING, INGEST, RELEASE
 from tests.faults.order_log import INSTALL_SQLITE
 from tests.faults.publisher import Publisher
 from tests.faults.stage import BIN, COMMANDS, ROOT, Stage, declare_topology
 from tests.faults.stage import INGEST as INGEST_PROCESS
 from tests.faults.stage import WORKER as WORKER_PROCESS
-from tests.faults.table import Row
+from tests.faults.table import ROWS, Row
 
 EVENTS: Final = 300
 LINES: Final = list(simulate(ShopPlan(customers=40, events=EVENTS, seed=7, conflict=0, credit_share=0.4)))

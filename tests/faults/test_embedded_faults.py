@@ -18,10 +18,10 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.faults.accounts import Accounts
 from tests.faults.check import check
-from tests.faults.conftest import ROWS, SEED
+from tests.faults.conftest import SEED
 from tests.faults.order_log import INSTALL_SQLITE
 from tests.faults.stage import BIN
-from tests.faults.table import Row
+from tests.faults.table import ROWS, Row
 from tests.servers.process import Child, wait_until
 
 EVENTS: Final = 3_000

@@ -17,11 +17,11 @@ from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.opening import open_database
 from tests.faults import broker_faults, database_faults, input_faults, process_faults  # noqa: F401
 from tests.faults.check import check
-from tests.faults.conftest import ROWS, SEED
+from tests.faults.conftest import SEED
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.publisher import Publisher
 from tests.faults.stage import Stage, declare_topology
-from tests.faults.table import Row
+from tests.faults.table import ROWS, Row
 
 FIRST_EVENTS = 100
 """The service is at work before the fault begins."""

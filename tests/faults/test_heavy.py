@@ -11,7 +11,6 @@ import pytest
 
 from customer_actors.settings import load_settings
 from tests.faults.check import wrong_states
-from tests.faults.conftest import ROWS
 from tests.faults.heavy import (
     HOT,
     HOT_AMOUNT_MINOR,
@@ -29,7 +28,7 @@ from tests.faults.heavy import (
 )
 from tests.faults.order_log import OrderProof
 from tests.faults.stage import BIN, INGEST, Stage, declare_topology
-from tests.faults.table import Row
+from tests.faults.table import ROWS, Row
 
 FLOOD: Final = sized(1_000_000)
 SECONDS: Final = max(3.0, 20.0 * SHARE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from customer_actors.settings import Settings, load_settings
+from customer_actors.settings import load_settings
 from customer_actors.storage import job_runs
 from customer_actors.storage.database import Database
 from customer_actors.storage.job_runs import Run
@@ -16,30 +16,10 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from scheduler import clock as clock_module
 from scheduler.clock import Clock, make_scheduler, running_clock
-from scheduler.jobs import JOBS
+from tests.scheduler.watching import NIGHT, SEGMENTS, SETTINGS, Watch
 from tests.servers.process import wait_until
 
-SEGMENTS = JOBS[0]
-SETTINGS = load_settings({"CUSTOMER_ACTORS_CATCH_UP": "360"})
-NIGHT = datetime(2030, 1, 10, 3, 15, tzinfo=UTC)
-"""After the database was made."""
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-class Watch:
-    """A clock that is set by hand, and what was rung."""
-
-    def __init__(self, database: Database, now: datetime = NIGHT, settings: Settings = SETTINGS) -> None:
-        self.now = now
-        self.rung: list[str] = []
-        self.clock = Clock(settings, database, self._ring, [SEGMENTS], lambda: self.now)
-
-    def _ring(self, run: Run) -> None:
-        self.rung.append(run.slot)
-
-    def look_at(self, now: datetime) -> None:
-        self.now = now
-        self.clock.look()
 
 
 def test_a_slot_is_claimed_and_rung_when_it_is_due_and_never_again(database: Database) -> None:
