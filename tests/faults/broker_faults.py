@@ -231,13 +231,15 @@ def poison_for(actor: str) -> list[bytes]:
 def poison_bodies(stage: Stage, rng: random.Random) -> int:
     """Malformed internal messages must not take working threads away for good [G14]."""
     sent = 0
+    stage.until(stage.workers_ready)  # they declare the queues
     for actor in ACTOR_QUEUES:
         bodies = poison_for(actor)
         rng.shuffle(bodies)
         try:
             with stage.channel() as channel:
+                channel.confirm_delivery()
                 for body in bodies:
-                    channel.basic_publish("", actor, body, BasicProperties(delivery_mode=2))
+                    channel.basic_publish("", actor, body, BasicProperties(delivery_mode=2), mandatory=True)
                     sent += 1
         except AMQPError as error:
             raise AssertionError(f"the poison did not get into {actor}") from error

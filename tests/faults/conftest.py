@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
@@ -12,13 +11,12 @@ from typing import Final
 import pytest
 
 from tests.faults.stage import Stage, make_template, stage
-from tests.faults.table import ROWS, table
+from tests.faults.table import ROWS, SEED, table
 from tests.servers import PrivatePostgres, PrivateRabbitMQ, RabbitMQ, ServerMissingError
 from tests.servers.left_out import without_server
 
 ALL: Final = os.environ.get("FAULTS") == "all"
 """All faults, not only the short ones."""
-SEED: Final = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
 TEMPLATE: Final = "faults_template"
 
 _numbers = count(1)

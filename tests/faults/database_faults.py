@@ -127,6 +127,10 @@ def serialization_failures(stage: Stage, rng: random.Random) -> int:
         return hits()
 
 
+def _locks_given_up(stage: Stage) -> int:
+    return stage.postgres.logged().count("canceling statement due to lock timeout")
+
+
 @fault("database: row locks held by somebody else", "times", recovers_s=40)
 def row_locks(stage: Stage, rng: random.Random) -> int:
     """The busiest customers are locked, longer than the service waits for a lock; ingest needs these rows too. A bundle
@@ -136,7 +140,9 @@ def row_locks(stage: Stage, rng: random.Random) -> int:
         cursor.execute("SELECT id FROM customer ORDER BY head DESC LIMIT 3 FOR UPDATE")
         busiest = tuple(row[0] for row in cursor.fetchall())
         cursor.execute("SELECT customer FROM loyalty_state WHERE customer IN %s FOR UPDATE", (busiest,))
+        given_up = _locks_given_up(stage)
         stage.pause(_LOCKED_S)
+        assert _locks_given_up(stage) > given_up
         other.rollback()
     return 1
 

@@ -1,8 +1,12 @@
-"""The closing table: one row for each fault that was injected."""
+"""The closing table: one row for each fault that was injected, and the seed that all of them replay from."""
 
+import os
+import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+SEED: Final = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
+"""Of every random schedule of this run."""
 RECOVERY: Final = "seconds to recover: from the end of the fault until every event is through every actor"
 
 

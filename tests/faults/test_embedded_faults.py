@@ -18,10 +18,9 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.faults.accounts import Accounts
 from tests.faults.check import check
-from tests.faults.conftest import SEED
 from tests.faults.order_log import INSTALL_SQLITE
 from tests.faults.stage import BIN
-from tests.faults.table import ROWS, Row
+from tests.faults.table import ROWS, SEED, Row
 from tests.servers.process import Child, wait_until
 
 EVENTS: Final = 3_000
@@ -85,8 +84,9 @@ def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
 def test_a_killed_embedded_run_goes_on_from_there(shop: Shop) -> None:
     rng, kills = random.Random(f"{SEED} kills"), 5
     for _ in range(kills):
-        with shop.run():
+        with shop.run() as process:
             shop.wait_for(shop.committed() + rng.randrange(20, 250))
+        assert process.exit_code == -signal.SIGKILL, "it was through before it was killed"
     began_s = time.monotonic()
     with shop.run() as process:
         wait_until(lambda: not process.running, _WAIT_S)

@@ -17,11 +17,10 @@ from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.opening import open_database
 from tests.faults import broker_faults, database_faults, input_faults, process_faults  # noqa: F401
 from tests.faults.check import check
-from tests.faults.conftest import SEED
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.publisher import Publisher
-from tests.faults.stage import Stage, declare_topology
-from tests.faults.table import ROWS, Row
+from tests.faults.stage import OUTAGE_S, Stage, declare_topology
+from tests.faults.table import ROWS, SEED, Row
 
 FIRST_EVENTS = 100
 """The service is at work before the fault begins."""
@@ -37,6 +36,7 @@ def lines_of(fault: Fault, rng: random.Random) -> list[str]:
     return lines
 
 
+@pytest.mark.timeout(300 + OUTAGE_S)
 @pytest.mark.parametrize(
     "fault",
     [pytest.param(each, id=each.name, marks=() if each.short else pytest.mark.long_fault) for each in FAULTS],

@@ -23,7 +23,8 @@ from customer_actors.settings import load_settings
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.domain.messages import CANCELLED, ORDER, PAYMENT, POS, message
-from tests.faults.conftest import ALL, SEED
+from tests.faults.conftest import ALL
+from tests.faults.table import SEED
 from tests.storage.support import Dump, dump
 
 BODIES: Final = 20_000 if ALL else 400

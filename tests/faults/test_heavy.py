@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from customer_actors.domain.events import EventType
 from customer_actors.settings import load_settings
 from tests.faults.check import wrong_states
 from tests.faults.heavy import (
@@ -80,6 +81,7 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
         stage.until(lambda: not sum(stage.left(POS_QUEUE).values()) and not stage.behind(), 3600)
         again = measured(stage, "D", SECONDS)
         proof = _judge(stage)
+        sold = stage.sql("SELECT count(*) FROM event WHERE type = %s", (EventType.POS_COMPLETED.value,))
     peak_mb = max(memory.peaks_mb.values())
     print(f"published at {per_s:.0f}/s; {left} of the flood left when the others were measured: {beside}")
     print(f"others alone before and after: {alone}, {again}; beside a flood of a thousand: {shared}")
@@ -91,6 +93,8 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
     missing = sum(each.missing for each in (alone, beside, shared, again))
     events = FLOOD + SPREAD
     ROWS.append(Row("a million events of one customer", said, events, missing, proof.twice, proof.disorder, recovery_s))
+    (stored,) = sold[0]
+    assert stored == events
     assert proof.positions > 3 * events
     assert (missing, proof.twice, proof.disorder) == (0, 0, 0)
     assert min(left, left_of_many) > 0, "a flood was over before the others were measured"

@@ -22,14 +22,13 @@ from customer_actors.storage.append import EVENT
 from customer_actors.storage.database import Database
 from customer_actors.storage.views import customer_view
 from tests.faults.check import check, wrong_states
-from tests.faults.conftest import SEED
 from tests.faults.heavy import SHARE, patient, sized
 from tests.faults.order_log import prove
 from tests.faults.poison import SEED as POISON_SEED
 from tests.faults.poison import failing_tries, is_poison
 from tests.faults.publisher import Publisher
 from tests.faults.stage import COMMANDS, WORKER, Stage, declare_topology
-from tests.faults.table import ROWS, Row
+from tests.faults.table import ROWS, SEED, Row
 from tests.model.stream import state_of_stream
 
 EVENTS: Final = sized(100_000)
