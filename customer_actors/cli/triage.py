@@ -1,8 +1,8 @@
 """`held`: what waits behind an event that failed, and what a person does about it."""
 
 import shlex
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -226,7 +226,7 @@ def held_release(
     if as_json:
         print_json(view)
     else:
-        _print_released(view)
+        _print_many(view, "release", "released", view["released"])
     leave(PROBLEMS if view["held_again"] else OK)
 
 
@@ -235,75 +235,123 @@ def _release(database: Database, settings: Settings, wanted: Wanted, by: Action,
     counts = triage.count_wanted(database, wanted)
     text = "" if wanted.error is None else f"; error with {wanted.error!r}"
     by = by._replace(detail=", ".join(f"{count} of {actor}" for actor, count in counts.items()) + text)
-    view: dict[str, Any] = {"dry_run": dry_run, "released": 0, "drained": None, "held_again": 0}
     if dry_run:
-        return view | {"released": sum(counts.values())}
-    stores = Stores(database, settings.rules(), settings.round_events)
-    if settings.rabbitmq_url is None:
-        view["drained"] = 0
-    for actor, customers in triage.release(database, wanted, by, now_us()):
-        view["released"] += len(customers)
-        if settings.rabbitmq_url is None:
-            again = {hold.group for by_actor, hold in drain(stores, actor, customers, now_us) if by_actor == actor}
-            view["held_again"] += len(again)
-            view["drained"] += len(customers) - len(again)
-    if view["drained"]:
+        return {"dry_run": True, "released": sum(counts.values())} | _NOT_YET
+    released, went = _go_on(database, settings, triage.release(database, wanted, by, now_us()))
+    return {"dry_run": False, "released": released} | went
+
+
+_NOT_YET: Final = {"drained": None, "held_again": 0}
+"""How far those let go came: the workers see to it, or nothing was done."""
+
+
+def _go_on(
+    database: Database, settings: Settings, let_go: Iterable[tuple[str, list[int]]]
+) -> tuple[int, dict[str, Any]]:
+    """Let customers go, and where no workers are advance them here. Returns how many, and how far they came."""
+    if settings.rabbitmq_url is not None:
+        return sum(len(customers) for _, customers in let_go), _NOT_YET
+    stores, many, again = Stores(database, settings.rules(), settings.round_events), 0, 0
+    for actor, customers in let_go:
+        many += len(customers)
+        again += len({hold.group for by_actor, hold in drain(stores, actor, customers, now_us) if by_actor == actor})
+    if many > again:
         forget_answered(stores, now_us())
-    return view
+    return many, {"drained": many - again, "held_again": again}
 
 
-def _print_released(view: dict[str, Any]) -> None:
+def _print_many(view: dict[str, Any], verb: str, done: str, many: int) -> None:
     if view["dry_run"]:
-        click.echo(f"would release {view['released']}; nothing was changed")
-    elif not view["released"]:
-        click.echo("nothing was released: nobody held is meant; see `customer-actors held list --customers`")
+        click.echo(f"would {verb} {many}; nothing was changed")
+    elif not many:
+        click.echo(f"nothing was {done}: nobody held is meant; see `customer-actors held list --customers`")
     elif view["drained"] is None:
-        click.echo(f"released {view['released']}; the workers go on within seconds")
+        click.echo(f"{done} {many}; the workers go on within seconds")
     else:
-        click.echo(f"released {view['released']}: {view['drained']} went on, {view['held_again']} are held again")
+        click.echo(f"{done} {many}: {view['drained']} went on, {view['held_again']} are held again")
 
 
 @held.command("skip")
-@click.argument("customer_id", metavar="CUSTOMER")
-@click.option("--actor", type=click.Choice(ACTORS), required=True, help="The actor that shall step over the event.")
-@click.option("--position", type=click.IntRange(1), required=True, metavar="P", help="Where it is held.")
+@click.argument("customer_id", metavar="[CUSTOMER]", required=False)
+@click.option("--actor", type=click.Choice(ACTORS), help="The actor that shall step over the event.")
+@click.option("--position", type=click.IntRange(1), metavar="P", help="Where the customer is held.")
+@click.option("--all", "everybody", is_flag=True, help="Everybody held (with --actor: for that actor).")
+@error_option
 @organization_option
 @signed
 @dry_run_option
 @json_option
 def held_skip(
-    customer_id: str,
-    actor: str,
-    position: int,
+    customer_id: str | None,
+    actor: str | None,
+    position: int | None,
+    everybody: bool,
+    error: str | None,
     organization_id: str,
     reason: str,
     operator: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Let one actor step over the event it is held at, for good. What the event did for others stays.
+    """Let an actor step over the event it is held at, for good. What the event did for others stays.
 
-    The skip is part of the customer's history, with name and reason; a cancellation of a skipped sale does nothing. If
-    the actor is not held at that position any more, nothing changes (exit 1).
+    One customer (CUSTOMER --actor A --position P), or the one event each of many is held at: those with a text in their
+    error, those of an actor, or all. Every skip is part of its customer's history, with name and reason; a cancellation
+    of a skipped sale does nothing. If the actor is not held at that position any more, nothing changes (exit 1).
 
     Example: customer-actors held skip C000042 --actor loyalty --position 17 --reason "a test order"
     """
     settings, by = settings_for_command(), action_of("skip", operator, reason)
+    if customer_id is None:
+        if position is not None or not (everybody or error or actor):
+            raise UsageError("name what to skip: CUSTOMER --actor A --position P, --error TEXT, --actor A or --all")
+        _skip_many(settings, Wanted(actor, _part(error)), by, dry_run, as_json)
+    elif actor is None or position is None or everybody or error is not None:
+        raise UsageError("one event is skipped with CUSTOMER --actor A --position P and nothing else")
+    else:
+        _skip_one(settings, _Head(organization_id, customer_id, actor, position), by, dry_run, as_json)
+
+
+def _skip_many(settings: Settings, wanted: Wanted, by: Action, dry_run: bool, as_json: bool) -> None:
     with opened(settings) as database:
-        number = _number(database, organization_id, customer_id)
         if dry_run:
-            place = triage.place_of(database, actor, number)
-            other: triage.Place | None = None if place.held_position == position else place
+            skipped, went = sum(triage.count_wanted(database, wanted).values()), _NOT_YET
         else:
-            other = triage.skip(database, actor, number, position, by, now_us())
+            skipped, went = _go_on(database, settings, triage.skip_wanted(database, wanted, by, now_us()))
+    view = {"dry_run": dry_run, "skipped_events": skipped} | went
+    if as_json:
+        print_json(view)
+    else:
+        _print_many(view, "skip", "skipped", skipped)
+    leave(PROBLEMS if view["held_again"] else OK)
+
+
+class _Head(NamedTuple):
+    """Where an operator saw that a customer is held."""
+
+    organization_id: str
+    customer_id: str
+    actor: str
+    position: int
+
+
+def _skip_one(settings: Settings, head: _Head, by: Action, dry_run: bool, as_json: bool) -> None:
+    with opened(settings) as database:
+        number = _number(database, head.organization_id, head.customer_id)
+        if dry_run:
+            place = triage.place_of(database, head.actor, number)
+            other: triage.Place | None = None if place.held_position == head.position else place
+        else:
+            other = triage.skip(database, head.actor, number, head.position, by, now_us())
         if other is not None:
-            raise RefusedError(f"nothing was skipped: {_where(customer_id, actor, other)}")
-        view = {"dry_run": dry_run, "skipped": position} | _after_skip(database, settings, actor, number, dry_run)
+            raise RefusedError(f"nothing was skipped: {_where(head.customer_id, head.actor, other)}")
+        view = {"dry_run": dry_run, "skipped": head.position}
+        view |= _after_skip(database, settings, head.actor, number, dry_run)
     if as_json:
         print_json(view)
     else:
         did, now = ("would skip", "nothing was changed") if dry_run else ("skipped", _went(view))
-        click.echo(f"{did} position {position} of {printable(customer_id)} for {actor}; {now}")
+        click.echo(f"{did} position {head.position} of {printable(head.customer_id)} for {head.actor}; {now}")
 
 
 def _after_skip(database: Database, settings: Settings, actor: str, number: int, dry_run: bool) -> dict[str, Any]:

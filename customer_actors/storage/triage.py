@@ -186,14 +186,33 @@ def skip(database: Database, actor: str, customer: int, position: int, by: Actio
         place = _place(actor, [row[1:] for row in database.lock(_flags(actor), [(customer,)], "t.customer")])
         if place.held_position != position:
             return place
-        database.update(_flags(actor), [(customer, position, None)])
-        _forget(database, actor, [customer], now_us)
-        record(database, by._replace(actor=actor, customer=customer, position=position), now_us)
+        _step_over(database, actor, [(customer, position)], by, now_us)
     return None
 
 
+def skip_wanted(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iterator[tuple[str, list[int]]]:
+    """Step over the one event that each of these is held at, in transactions of `CHUNK` customers of one actor.
+
+    Yields (actor, customers) after each commit: the caller advances them, or leaves that to the bell row. Every skip is
+    recorded for itself, since each is part of its customer's history.
+    """
+    for actor, chunk in _chunks(database, wanted):
+        with database.transaction():
+            held = _still_held(database, actor, chunk)
+            _step_over(database, actor, held, by, now_us)
+        if held:
+            yield actor, [customer for customer, _ in held]
+
+
+def _step_over(database: Database, actor: str, held: Sequence[tuple[int, int]], by: Action, now_us: int) -> None:
+    database.update(_flags(actor), [(customer, position, None) for customer, position in held])
+    _forget(database, actor, [customer for customer, _ in held], now_us)
+    for customer, position in held:
+        record(database, by._replace(actor=actor, customer=customer, position=position), now_us)
+
+
 def count_wanted(database: Database, wanted: Wanted) -> dict[str, int]:
-    """Actor -> how many customers a release would concern."""
+    """Actor -> how many customers a release or a skip would concern."""
     if _is_one(wanted):
         return {str(wanted.actor): 1} if _next_chunk(database, wanted, 0) else {}
     conditions, parameters = _conditions(wanted)
@@ -207,15 +226,27 @@ def release(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iter
     Yields (actor, customers) after each commit: the caller advances them, or leaves that to the bell row. The action is
     recorded once, with the first customers.
     """
-    unrecorded: Action | None = by
+    recorded = False
+    for actor, chunk in _chunks(database, wanted):
+        with database.transaction():
+            freed = [customer for customer, _ in _still_held(database, actor, chunk)]
+            lifted = columns(STATES[actor].table, "customer bigint", "held_position bigint")
+            database.update(lifted, [(customer, None) for customer in freed])
+            _forget(database, actor, freed, now_us)
+            if freed and not recorded:
+                record(database, by, now_us)
+        if freed:
+            recorded = True
+            yield actor, freed
+
+
+def _chunks(database: Database, wanted: Wanted) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """(actor, its next holds as (customer, position)): each customer once, also if it is held again meanwhile."""
     for actor in ACTORS if wanted.actor is None else [wanted.actor]:
         after = 0
         while chunk := _next_chunk(database, wanted._replace(actor=actor), after):
             after = chunk[-1][0]
-            freed = _release_chunk(database, actor, chunk, unrecorded, now_us)
-            if freed:
-                unrecorded = None
-                yield actor, freed
+            yield actor, chunk
 
 
 def _next_chunk(database: Database, wanted: Wanted, after: int) -> list[tuple[int, int]]:
@@ -242,23 +273,11 @@ def _is_one(wanted: Wanted) -> bool:
     return wanted.customer is not None and wanted.actor is not None and wanted.error is None
 
 
-def _release_chunk(
-    database: Database, actor: str, chunk: Sequence[tuple[int, int]], by: Action | None, now_us: int
-) -> list[int]:
-    """Those released: still held where they were seen, which only the locked row can tell."""
+def _still_held(database: Database, actor: str, chunk: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those still held where they were seen, which only the locked row can tell; all are locked."""
     seen = dict(chunk)
-    with database.transaction():
-        rows = database.lock(_flags(actor), [(customer,) for customer in seen], "t.customer")
-        freed = [customer for customer, _, held_position in rows if held_position == seen[customer]]
-        database.update(columns(STATES[actor].table, "customer bigint", "held_position bigint"), _lifted(freed))
-        _forget(database, actor, freed, now_us)
-        if freed and by is not None:
-            record(database, by, now_us)
-    return freed
-
-
-def _lifted(customers: Sequence[int]) -> list[tuple[int, None]]:
-    return [(customer, None) for customer in customers]
+    rows = database.lock(_flags(actor), [(customer,) for customer in seen], "t.customer")
+    return [(customer, held_position) for customer, _, held_position in rows if held_position == seen[customer]]
 
 
 def _flags(actor: str) -> Columns:

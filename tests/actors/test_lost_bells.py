@@ -8,10 +8,14 @@ from dramatiq.errors import ConnectionClosed
 from structlog.testing import capture_logs
 
 from customer_actors.actors.pipeline import Pipeline, now_us
+from customer_actors.actors.sweeper import Sweeper
 from tests.actors.working import THREADS, running
 from tests.model.examples import order
 from tests.servers.process import wait_until
 from tests.storage.support import Storage
+
+SWEEP_S = 5
+"""A bell is left alone for so long, too."""
 
 
 class Away(StubBroker):
@@ -34,11 +38,27 @@ def test_a_broker_that_is_away_costs_no_error_and_the_bell_row_stays(storage: St
 
 
 def test_purged_queues_and_lost_bells_cost_one_sweep(storage: Storage) -> None:
-    with running(storage, sweep_s=0.05) as service:
+    now = [now_us()]
+    with running(storage, clock=lambda: now[0]) as service:
+        assert isinstance(service.broker, StubBroker)
+        sweeper = Sweeper(service.pipeline, SWEEP_S)
+        service.worker.pause()
         for number in range(5):
-            service.storage.append([order(str(number), "10"), order(f"{number}-2", "10", customer_id="c2")], now_us())
-        wait_until(service.through)
-        wait_until(lambda: storage.value("SELECT count(*) FROM bell") == 0)
+            bell = storage.append(
+                [order(f"{number}-{each}", "10", customer_id=f"c{each}") for each in range(9)], now[0]
+            )
+            service.pipeline.ring(bell.bell)
+        assert sum(queue.qsize() for queue in service.broker.queues.values()) > 0
+        service.broker.flush_all()
+        service.worker.resume()
+        assert (service.idle(), service.through()) == (True, False)
+        now[0] += 2 * SWEEP_S * 1_000_000
+        sweeper.sweep()
+        wait_until(service.idle)
+        assert service.through()
+        assert storage.value("SELECT count(*) FROM stats_state WHERE position = 5") == 9
+        sweeper.sweep()
+        assert storage.value("SELECT count(*) FROM bell") == 0
 
 
 def test_start_up_rings_whoever_waits_whatever_became_of_the_bell(storage: Storage) -> None:

@@ -1,8 +1,9 @@
-"""A real worker whose connections are closed by both servers, over and over, ends with no thread or connection more.
+"""Real processes whose connections are closed by both servers, over and over, end with no thread or connection more.
 
 RECONNECTS=200 in the environment makes it the long run.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,17 +13,23 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from customer_actors.storage.beats import all_beats
+from customer_actors.domain.events import EventType
+from customer_actors.ingest.publish import publish
+from customer_actors.storage.beats import Beat, all_beats
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
-from tests.e2e.processes import BIN, running
-from tests.model.examples import order
-from tests.servers import PrivatePostgres, RabbitMQ
+from tests.e2e.processes import BIN, INGEST, running
+from tests.faults.table import ROWS, Row
+from tests.servers import RabbitMQ
 from tests.servers.process import descendants, wait_until
 from tests.storage.support import Storage
 
 ROUNDS = int(os.environ.get("RECONNECTS", "6"))
+WARM_UP = 12
+"""Rounds without a fault: after them every thread that ever works has its connections."""
+EVENTS = 30
+"""Of each round, each of a customer of its own."""
 THREADS = 4
 WORKER = (
     *(str(BIN / "dramatiq"), "customer_actors.actors.main:setup", "--processes", "1", "--threads", str(THREADS)),
@@ -39,55 +46,51 @@ def storage(postgres_url: str) -> Iterator[Storage]:
 
 
 class Connections:
-    """The worker's connections and threads, and their end."""
+    """The processes' connections, and their end."""
 
-    def __init__(self, url: str, storage: Storage, rabbitmq: RabbitMQ, vhost: str, pid: int) -> None:
+    def __init__(self, url: str, storage: Storage, rabbitmq: RabbitMQ, vhost: str) -> None:
         self._administrator = psycopg2.connect(url)
         self._administrator.autocommit = True
         self._storage = storage
         self._rabbitmq = rabbitmq
         self._vhost = vhost
-        self.pid = pid
 
     def close(self) -> None:
         self._administrator.close()
 
-    def _ours(self) -> int:
-        pid: int = self._storage.value("SELECT pg_backend_pid()")
-        return pid
-
     def postgres(self) -> int:
-        """Of the worker."""
-        return len(self._query("SELECT pid FROM pg_stat_activity WHERE application_name = 'customer_actors' AND "))
-
-    def end_all(self) -> None:
-        """What a failover of both servers does."""
-        self._rabbitmq.ctl("close_all_connections", "--vhost", self._vhost, "a test")
-        self._query(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE application_name = 'customer_actors' AND "
-        )
-
-    def _query(self, sql: str) -> list[tuple[object, ...]]:
-        with self._administrator.cursor() as cursor:
-            cursor.execute(sql + "datname = current_database() AND pid <> %s", (self._ours(),))
-            return cursor.fetchall()
+        return len(self._each("pid"))
 
     def rabbitmq(self) -> int:
         listed = self._rabbitmq.ctl("list_connections", "--quiet", "vhost", "state")
         return sum(line.split() == [self._vhost, "running"] for line in listed.splitlines())
 
-    def threads(self) -> int:
-        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+    def end_all(self) -> None:
+        """What a failover of both servers does."""
+        assert self.rabbitmq() > 0
+        self._rabbitmq.ctl("close_all_connections", "--vhost", self._vhost, "a test")
+        ended = self._each("pg_terminate_backend(pid, 5000)")
+        assert ended
+        assert all(ended)
 
-    def files(self) -> int:
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+    def _each(self, what: str) -> list[object]:
+        """Of every connection of the service, but for this test's own."""
+        own = self._storage.value("SELECT pg_backend_pid()")
+        with self._administrator.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {what} FROM pg_stat_activity WHERE application_name = 'customer_actors' "
+                "AND datname = current_database() AND pid <> %s",
+                (own,),
+            )
+            return [row[0] for row in cursor.fetchall()]
 
 
-def settled(storage: Storage, since_us: int) -> bool:
-    """Everybody is at the head, and the worker has beaten with all its threads since."""
-    beats = [beat for beat in all_beats(storage.database) if beat.at_us > since_us and beat.trouble is None]
-    return bool(beats) and not any(all_behind(storage.stores()).values())
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def steady(reading: Callable[[], int]) -> int:
@@ -102,13 +105,41 @@ def steady(reading: Callable[[], int]) -> int:
     return looks[-1]
 
 
+def worker_beat(storage: Storage) -> Beat | None:
+    """The worker's last sign of life."""
+    return next((beat for beat in all_beats(storage.database) if beat.kind == "worker"), None)
+
+
+class Traffic:
+    """Sales through ingest, the dispatcher and every actor, a round at a time."""
+
+    def __init__(self, url: str, storage: Storage) -> None:
+        self._url = url
+        self._storage = storage
+        self.sent = 0
+
+    def round(self) -> None:
+        """Send a round, and wait until everybody is at the head and the worker has beaten with all its threads."""
+        sales = [(EventType.ORDER_COMPLETED, self._sale(number)) for number in range(EVENTS)]
+        since_us = time.time_ns() // 1_000
+        assert publish(self._url, sales).confirmed == EVENTS
+        self.sent += EVENTS
+        wait_until(partial(self._settled, since_us), 60)
+
+    def _sale(self, number: int) -> bytes:
+        data = {"order_id": f"{self.sent}-{number}", "customer_id": f"c{number}", "total_amount": 10}
+        return json.dumps({"event": EventType.ORDER_COMPLETED, "data": data}).encode()
+
+    def _settled(self, since_us: int) -> bool:
+        beat = worker_beat(self._storage)
+        beats = beat is not None and beat.at_us > since_us and beat.trouble is None
+        stored = self._storage.value("SELECT count(*) FROM event")
+        return beats and stored == self.sent and not any(all_behind(self._storage.stores()).values())
+
+
+@pytest.mark.timeout(300 + 10 * ROUNDS)
 def test_forced_reconnects_leave_no_thread_and_no_connection_behind(
-    storage: Storage,
-    postgres: PrivatePostgres,
-    postgres_url: str,
-    rabbitmq: RabbitMQ,
-    rabbitmq_url: str,
-    tmp_path: Path,
+    storage: Storage, postgres_url: str, rabbitmq: RabbitMQ, rabbitmq_url: str, tmp_path: Path
 ) -> None:
     env = {
         "DATABASE_URL": postgres_url,
@@ -116,32 +147,46 @@ def test_forced_reconnects_leave_no_thread_and_no_connection_behind(
         "CUSTOMER_ACTORS_SWEEP_SECONDS": "1",
         "dramatiq_restart_delay": "200",
     }
-    with running(tmp_path, env, worker=WORKER) as processes:
-        wait_until(lambda: settled(storage, 0), 60)
+    traffic = Traffic(rabbitmq_url, storage)
+    connections = Connections(postgres_url, storage, rabbitmq, rabbitmq_url.rpartition("/")[2])
+    with running(tmp_path, env, worker=WORKER, ingest=INGEST) as processes:
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
+        traffic.round()
         [worker] = descendants(processes["worker"].pid)[-1:]
-        [beat] = all_beats(storage.database)
+        beat = worker_beat(storage)
+        assert beat is not None
         assert worker == beat.pid
-        consumers = beat.threads_expected - THREADS
-        vhost = rabbitmq_url.rpartition("/")[2]
-        connections = Connections(postgres_url, storage, rabbitmq, vhost, worker)
-        before = steady(connections.threads)
-        for number in range(ROUNDS):
-            storage.append([order(f"{number}-{each}", "10", customer_id=f"c{each}") for each in range(30)])
+        pids = (worker, processes["ingest"].pid)
+        undisturbed = []
+        for _ in range(WARM_UP):
+            traffic.round()
+            undisturbed.append(connections.postgres())
+        database = max(undisturbed)
+        # One for each thread of the worker that folds and for its sweep; three of ingest.
+        assert database <= THREADS + 1 + 3
+        before = [steady(partial(threads, pid)) for pid in pids]
+        broker = connections.rabbitmq()
+        took_s = []
+        for _ in range(ROUNDS):
             connections.end_all()
-            wait_until(partial(settled, storage, time.time_ns() // 1_000), 60)
-            assert connections.postgres() <= THREADS + 1
-        # One to consume per queue; one to send for each thread that ever sent, perhaps closed by now: four files each.
-        most = consumers + beat.threads_expected + 1
+            began_s = time.monotonic()
+            traffic.round()
+            took_s.append(time.monotonic() - began_s)
+            assert connections.postgres() <= database
+        # To the broker: one to consume per queue, of the worker and of ingest; one to send for each thread that ever
+        # sent, perhaps closed by now: four files each.
+        consumers = beat.threads_expected - THREADS + 3
+        most = consumers + beat.threads_expected + 2
         wait_until(lambda: consumers <= connections.rabbitmq() <= most, 60)
-        print(
-            f"{ROUNDS} rounds:",
-            connections.threads(),
-            connections.postgres(),
-            connections.rabbitmq(),
-            connections.files(),
-        )
-        assert steady(connections.threads) == before
-        assert connections.postgres() <= THREADS + 1
-        assert connections.files() <= 4 * most + THREADS + 1 + 15
-        assert storage.value("SELECT count(*) FROM held_group") == 0
-        connections.close()
+        after = [steady(partial(threads, pid)) for pid in pids]
+        print(f"{ROUNDS} rounds: {before} {after}", undisturbed, broker, connections.rabbitmq(), *map(files, pids))
+        assert after == before
+        assert connections.postgres() <= database
+        assert files(worker) <= 4 * most + THREADS + 1 + 15
+    stored = storage.value("SELECT count(*) FROM event")
+    folded = storage.value("SELECT CAST(sum(sales_order) AS bigint) FROM stats_state")
+    lost, twice = traffic.sent - stored, max(stored, folded) - traffic.sent
+    ROWS.append(Row("forced reconnects of all", f"{ROUNDS} times", traffic.sent, lost, twice, 0, max(took_s)))
+    assert (lost, twice, folded) == (0, 0, traffic.sent)
+    assert storage.value("SELECT count(*) FROM held_group") == 0
+    connections.close()

@@ -37,6 +37,7 @@ class Running:
         self.broker = make_broker(None)
         self.broker.add_middleware(self.seen)
         self.pipeline = Pipeline(self.broker, storage.stores(round_events), clock=clock)
+        self.worker = dramatiq.Worker(self.broker, worker_threads=THREADS, worker_timeout=20)
 
     def take(self, *messages: Any) -> None:
         """Append one batch and ring its bell."""
@@ -58,9 +59,8 @@ def running(
     service = Running(storage, round_events, clock)
     if sweep_s is not None:
         service.broker.add_middleware(Sweeper(service.pipeline, sweep_s))
-    worker = dramatiq.Worker(service.broker, worker_threads=THREADS, worker_timeout=20)
-    worker.start()
+    service.worker.start()
     try:
         yield service
     finally:
-        worker.stop(timeout=10_000)
+        service.worker.stop(timeout=10_000)

@@ -250,6 +250,44 @@ def test_skip_is_guarded_by_the_position(broken: Shop, actor: str, position: str
     assert dump(broken.database) == before
 
 
+@pytest.mark.parametrize("whom", [("--all",), ("--error", "boom"), ("--actor", LOYALTY), ("--all", "--actor", LOYALTY)])
+def test_skip_of_many_steps_over_the_one_event_of_each_on_record(broken: Shop, whom: tuple[str, ...]) -> None:
+    done = broken.run("held", "skip", *whom, *WHY)
+    assert (done.exit_code, done.stdout) == (0, "skipped 2: 2 went on, 0 are held again\n")
+    assert (place(broken), place(broken, "c2", "org-2")) == ((4, None), (1, None))
+    who = ("op", "skip", "the fold is fixed", LOYALTY)
+    c1, c2 = broken.number(), broken.number("c2", "org-2")
+    assert sorted(actions(broken)) == sorted([(*who, c1, 2, None), (*who, c2, 1, None)])
+    assert broken.run("audit").exit_code == 0
+
+
+def test_skip_of_many_takes_no_second_event_of_a_customer_that_is_held_again(
+    broken: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_at(monkeypatch, "O-3")
+    done = broken.run("held", "skip", "--all", *WHY, "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == {"dry_run": False, "skipped_events": 2, "drained": 1, "held_again": 1}
+    assert (place(broken), place(broken, "c2", "org-2")) == ((2, 3), (1, None))
+    assert len(actions(broken)) == 2
+
+
+def test_skip_of_many_where_nobody_is_meant_changes_nothing(broken: Shop) -> None:
+    before = dump(broken.database)
+    done = broken.run("held", "skip", "--error", "no such text", *WHY)
+    assert (done.exit_code, "nothing was skipped" in done.stdout) == (0, True)
+    assert dump(broken.database) == before
+
+
+@ON_POSTGRESQL
+def test_with_workers_the_skip_of_many_leaves_a_bell(broken: Shop) -> None:
+    broken.execute("DELETE FROM bell")
+    done = broken.run("held", "skip", "--all", *WHY, "--json", RABBITMQ_URL=NOBODY_LISTENS)
+    assert json.loads(done.stdout) == {"dry_run": False, "skipped_events": 2, "drained": None, "held_again": 0}
+    assert place(broken) == (2, None)
+    assert broken.value("SELECT count(*) FROM bell") == 1
+
+
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +297,7 @@ def test_skip_is_guarded_by_the_position(broken: Shop, actor: str, position: str
         ("release", "--all"),
         ("release", "c1", "--actor", LOYALTY, *ORG),
         ("skip", "c1", "--actor", LOYALTY, "--position", "2", *ORG),
+        ("skip", "--error", "boom"),
     ],
 )
 def test_a_dry_run_changes_no_row(broken: Shop, args: tuple[str, ...]) -> None:
@@ -284,6 +323,10 @@ def test_a_dry_run_changes_no_row(broken: Shop, args: tuple[str, ...]) -> None:
         (("release", "c1", "--actor", LOYALTY, "--all", *ORG, *WHY), "nothing else"),
         (("release", "--error", "", *WHY), "--error"),
         (("release", "--all", "--actor", "nobody", *WHY), "--actor"),
+        (("skip", *WHY), "--all"),
+        (("skip", "--all"), "--reason"),
+        (("skip", "--all", "--position", "2", *WHY), "CUSTOMER"),
+        (("skip", "c1", "--actor", LOYALTY, "--position", "2", "--error", "boom", *ORG, *WHY), "nothing else"),
         (("skip", "c1", "--actor", LOYALTY, *ORG, *WHY), "--position"),
         (("skip", "c1", "--position", "2", *ORG, *WHY), "--actor"),
         (("skip", "c1", "--actor", LOYALTY, "--position", "2", *ORG), "--reason"),

@@ -54,6 +54,10 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def restart(self) -> None:
         """Kill it and start it again."""
         self.kill()
@@ -72,7 +76,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
+        if self.running:
             os.killpg(self._process.pid, number)
 
 

@@ -21,7 +21,8 @@ from customer_actors.ingest.publish import publish
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
-from tests.e2e.processes import INGEST, WORKERS, running, wait_until
+from tests.e2e.processes import INGEST, SCHEDULER, WORKERS, running, wait_until
+from tests.e2e.test_nights import missed_crons, nights_done
 from tests.servers import PrivatePostgres, RabbitMQ
 from tests.tampering import tamper
 
@@ -82,6 +83,7 @@ def broker_url(rabbitmq: RabbitMQ, rabbitmq_url: str) -> Iterator[str]:
 def database(postgres_url: str) -> Iterator[Database]:
     opened = open_database(postgres_url)
     migrate(opened)
+    opened.execute("UPDATE schema_migration SET applied = '2020-01-01 00:00:00'")  # older than the nights it missed
     yield opened
     opened.release()
 
@@ -123,7 +125,7 @@ def test_no_canary_is_seen_outside_the_database(
         "DATABASE_URL": postgres_url.replace("postgres@", f"postgres:{PASSWORD}@"),
         "RABBITMQ_URL": broker_url,
         "CUSTOMER_ACTORS_LOG_LEVEL": "DEBUG",
-        "CUSTOMER_ACTORS_SWEEP_SECONDS": "1",
+        **missed_crons(),
     }
     seen = Traced(traced)
     with running(tmp_path, env, ingest=INGEST) as processes:
@@ -136,7 +138,7 @@ def test_no_canary_is_seen_outside_the_database(
         # A fold that raises, for one customer; and for the other a sum that the database refuses.
         tamper(database, "UPDATE event SET rules = 99 WHERE position = 2 AND reference LIKE ?", f"{ORDER}%")
         tamper(database, "UPDATE event SET amount_minor = 9223372036854775807 WHERE reference = ?", f"{ORDER}-7")
-        with running(tmp_path, env, workers=WORKERS) as workers:
+        with running(tmp_path, env, workers=WORKERS, scheduler=SCHEDULER) as workers:
             wait_until(lambda: {"loyalty", "stats"} <= held(database), 60)
             database.release()
             postgres.stop()
@@ -152,9 +154,11 @@ def test_no_canary_is_seen_outside_the_database(
             ]
             # What was looked at is what was meant to be looked at, and a retried message carries a traceback.
             wait_until(lambda: seen.tells("dispatcher") and seen.tells("traceback"), 60)
+            wait_until(lambda: nights_done(database) == ["credit", "segments"], 60)
             # One that still waits for the database when it is asked to end is ended by the signal itself.
             wait_until(lambda: workers["workers"].logged().count("ready for action") == 2, 60)
-            logs = processes["ingest"].logged() + workers["workers"].logged()
+            logs = "".join(each.logged() for each in (*processes.values(), *workers.values()))
+            assert '"credit"' in workers["scheduler"].logged()
             assert workers["workers"].terminate() in (0, 3)
 
     assert leaks(logs) == []

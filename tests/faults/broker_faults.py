@@ -66,14 +66,30 @@ def refusing_delay_queue(stage: Stage, rng: random.Random) -> int:
     return stage.logged(WORKER).count(_RETRY_LOST)
 
 
-@fault("broker: Dramatiq's queues purged", "purges", short=True)
+_BELLS: Final = 5
+"""Fewest that a purge loses: what no worker has taken out of the queue yet."""
+
+
+@fault("broker: Dramatiq's queues purged", "messages purged", short=True, events=4_000)
 def purged(stage: Stage, rng: random.Random) -> int:
-    purges = 0
-    for _ in range(5):
+    """Each time while the workers stand still and bells wait for them: these are lost."""
+    messages = 0
+    for _ in range(3):
         stage.more(rng.randrange(20, 150))
-        for queue in INTERNAL_QUEUES:
-            purges += _tolerated(stage, queue, delete=False)
-    return purges
+        stage.until(stage.workers_ready)  # they declare the queues
+        with stage.frozen(WORKER):
+            stage.until(lambda: sum(stage.left(*INTERNAL_QUEUES).values()) >= _BELLS)
+            lost = sum(_emptied(stage, queue) for queue in INTERNAL_QUEUES)
+        assert lost >= _BELLS
+        messages += lost
+    return messages
+
+
+def _emptied(stage: Stage, queue: str) -> int:
+    """Purge a queue; returns how many messages were ready in it."""
+    with stage.channel() as channel:
+        count: int = channel.queue_purge(queue).method.message_count
+    return count
 
 
 @fault("broker: Dramatiq's queues deleted", "deletions")
@@ -82,18 +98,16 @@ def deleted(stage: Stage, rng: random.Random) -> int:
     for _ in range(3):
         stage.more(rng.randrange(20, 150))
         for queue in INTERNAL_QUEUES:
-            deletions += _tolerated(stage, queue, delete=True)
+            deletions += _deleted(stage, queue)
     return deletions
 
 
-def _tolerated(stage: Stage, queue: str, *, delete: bool) -> int:
-    """Purge or delete one queue; 0 when it is not there."""
+def _deleted(stage: Stage, queue: str) -> int:
+    """Delete one queue; 0 when it is not there."""
     try:
         with stage.channel() as channel:
-            if delete:
-                channel.queue_delete(queue)
-            else:
-                channel.queue_purge(queue)
+            there = channel.queue_declare(queue, passive=True)
+            channel.queue_delete(there.method.queue)
     except ChannelClosedByBroker:
         return 0
     return 1
@@ -180,13 +194,21 @@ def revoked(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("broker: closes all connections in the middle of tasks", "times", short=True)
+@fault("broker: closes all connections in the middle of tasks", "connections", short=True)
 def closed_connections(stage: Stage, rng: random.Random) -> int:
-    times = 4
-    for _ in range(times):
+    closed = 0
+    for number in range(4):
         stage.more(rng.randrange(20, 100))
-        stage.rabbitmq.ctl("close_all_connections", "--vhost", stage.vhost, "fault")
-    return times
+        reason = f"fault {number} of {stage.vhost}"
+        stage.rabbitmq.ctl("close_all_connections", "--vhost", stage.vhost, reason)
+        stage.until(lambda reason=reason: _forced(stage, reason) > 0)  # type: ignore[misc]
+        closed += _forced(stage, reason)
+    return closed
+
+
+def _forced(stage: Stage, reason: str) -> int:
+    """How many connections the broker has closed for that reason."""
+    return sum("connection_forced" in line and reason in line for line in stage.rabbitmq.logged().splitlines())
 
 
 def _message(actor: str, args: object, **other: object) -> bytes:

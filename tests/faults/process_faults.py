@@ -7,36 +7,43 @@ from typing import Final
 
 from tests.faults.faults import fault
 from tests.faults.stage import INGEST, WORKER, Stage
-from tests.servers.process import descendants
 
 _HEARTBEAT_S: Final = 2
 
 
+def _killed(stage: Stage, pid: int) -> int:
+    """Kill one; the process it belongs to has ended by it, and was started again."""
+    restarts = stage.restarts
+    os.kill(pid, signal.SIGKILL)
+    stage.until(lambda: stage.restarts > restarts)
+    return 1
+
+
 @fault("kill -9 of ingest", "kills", short=True, ends_processes=True)
 def kill_ingest(stage: Stage, rng: random.Random) -> int:
-    kills = 4
-    for _ in range(kills):
+    kills = 0
+    for _ in range(4):
         stage.more(rng.randrange(20, 120))
-        os.kill(stage.processes[INGEST].pid, signal.SIGKILL)
+        kills += _killed(stage, stage.processes[INGEST].pid)
     return kills
 
 
 @fault("kill -9 of a worker child", "kills", short=True, ends_processes=True)
 def kill_worker_child(stage: Stage, rng: random.Random) -> int:
-    kills = 4
-    for _ in range(kills):
+    kills = 0
+    for _ in range(4):
         stage.more(rng.randrange(20, 120))
         stage.until(lambda: stage.workers_ready() and bool(stage.worker_children()))
-        os.kill(rng.choice(stage.worker_children()), signal.SIGKILL)
+        kills += _killed(stage, rng.choice(stage.worker_children()))
     return kills
 
 
 @fault("kill -9 of the workers' main process", "kills", ends_processes=True)
 def kill_worker_main(stage: Stage, rng: random.Random) -> int:
-    kills = 3
-    for _ in range(kills):
+    kills = 0
+    for _ in range(3):
         stage.more(rng.randrange(20, 120))
-        os.kill(stage.processes[WORKER].pid, signal.SIGKILL)
+        kills += _killed(stage, stage.processes[WORKER].pid)
     return kills
 
 
@@ -55,13 +62,9 @@ def stopped(stage: Stage, rng: random.Random) -> int:
     times = 0
     for name in (INGEST, WORKER):
         stage.more(rng.randrange(20, 120))
-        family = [stage.processes[name].pid, *descendants(stage.processes[name].pid)]
         missed = _missed_heartbeats(stage)
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        stage.until(lambda missed=missed: _missed_heartbeats(stage) > missed, 10 * _HEARTBEAT_S)  # type: ignore[misc]
-        stage.pause(_HEARTBEAT_S)
-        for pid in family:
-            os.kill(pid, signal.SIGCONT)
-        times += len(family)
+        with stage.frozen(name) as family:
+            stage.until(lambda missed=missed: _missed_heartbeats(stage) > missed, 10 * _HEARTBEAT_S)  # type: ignore[misc]
+            stage.pause(_HEARTBEAT_S)
+        times += family
     return times

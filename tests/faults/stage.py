@@ -134,6 +134,18 @@ class Stage:
         """The processes that run the actors."""
         return [pid for pid in descendants(self.processes[WORKER].pid) if alive(pid)]
 
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[int]:
+        """A process and its children stand still meanwhile; yields how many they are."""
+        family = [self.processes[name].pid, *descendants(self.processes[name].pid)]
+        try:
+            for pid in family:
+                os.kill(pid, signal.SIGSTOP)
+            yield len(family)
+        finally:
+            for pid in filter(alive, family):
+                os.kill(pid, signal.SIGCONT)
+
     def orphans(self) -> list[int]:
         """Processes of this stage that nobody waits for any more, told by the database they were given."""
         ours = f"DATABASE_URL={self._environment()['DATABASE_URL']}".encode()

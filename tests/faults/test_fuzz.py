@@ -5,12 +5,12 @@ A few hundred bodies in `make test`, 20,000 in `make faults`; SEED replays them.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -104,18 +104,16 @@ _bodies = st.one_of(
 
 
 class _Shop:
-    """An SQLite database that is replaced by an empty one now and then."""
+    """A database that is replaced by an empty one now and then."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._made = 0
+    def __init__(self, new_url: Callable[[], str]) -> None:
+        self._new_url = new_url
         self.outcomes: Counter[Outcome] = Counter()
         self._fresh()
 
     def _fresh(self) -> None:
-        self._made += 1
         self._accepted = 0
-        chosen = load_settings({"DATABASE_URL": f"sqlite:///{self._folder}/{self._made}.db"})
+        chosen = load_settings({"DATABASE_URL": self._new_url()})
         self._database = open_database(chosen.database_url)
         migrate(self._database)
         self._intake = Intake(self._database, policies(chosen, self._database, now_us()), lambda _: None, now_us)
@@ -142,33 +140,34 @@ class _Shop:
         self._database.release()
 
 
-@contextmanager
-def _shop() -> Iterator[_Shop]:
-    with TemporaryDirectory() as folder:
-        shop = _Shop(Path(folder))
-        try:
-            yield shop
-        finally:
-            shop.close()
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[_Shop]:
+    numbers = count(1)
+    if request.param == "sqlite":
+        made = _Shop(lambda: f"sqlite:///{tmp_path}/{next(numbers)}.db")
+    else:
+        postgres = request.getfixturevalue("postgres")
+        made = _Shop(lambda: str(postgres.create_database(f"fuzz_{next(numbers)}")))
+    yield made
+    made.close()
 
 
-def test_every_body_has_one_of_the_five_outcomes_and_a_refused_one_touches_nothing_else() -> None:
-    with _shop() as shop:
+@pytest.mark.timeout(1800)
+def test_every_body_has_one_of_the_five_outcomes_and_a_refused_one_touches_nothing_else(shop: _Shop) -> None:
+    @seed(SEED)
+    @settings(
+        max_examples=BODIES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(_bodies, st.sampled_from(ROUTING_KEYS), st.sampled_from((None, None, None, "gzip", "utf-8")))
+    def fuzz(body: bytes, routing_key: str | None, content_encoding: str | None) -> None:
+        shop.take(Received.of(body, routing_key, now_us(), content_encoding))
 
-        @seed(SEED)
-        @settings(
-            max_examples=BODIES,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(_bodies, st.sampled_from(ROUTING_KEYS), st.sampled_from((None, None, None, "gzip", "utf-8")))
-        def fuzz(body: bytes, routing_key: str | None, content_encoding: str | None) -> None:
-            shop.take(Received.of(body, routing_key, now_us(), content_encoding))
-
-        fuzz()
-        assert shop.outcomes.total() == BODIES
-        # A few hundred bodies may miss a rare outcome, twenty thousand do not.
-        assert shop.outcomes.keys() >= (set(Outcome) if ALL else {Outcome.ACCEPTED, Outcome.QUARANTINED})
-        print({outcome.value: count for outcome, count in shop.outcomes.items()})
+    fuzz()
+    assert shop.outcomes.total() == BODIES
+    # A few hundred bodies may miss a rare outcome, twenty thousand do not.
+    assert shop.outcomes.keys() >= (set(Outcome) if ALL else {Outcome.ACCEPTED, Outcome.QUARANTINED})
+    print({outcome.value: count for outcome, count in shop.outcomes.items()})

@@ -137,15 +137,18 @@ def test_many_are_released_in_chunks_recorded_once_and_rung(
     assert storage.value("SELECT count(*) FROM bell") == 3
 
 
-def test_whoever_moved_on_meanwhile_is_not_released(storage: Storage, break_fold: Break) -> None:
+@pytest.mark.parametrize("let_go", [triage.release, triage.skip_wanted])
+def test_whoever_moved_on_meanwhile_is_let_be(
+    storage: Storage, break_fold: Break, monkeypatch: pytest.MonkeyPatch, let_go: Callable[..., Any]
+) -> None:
     break_fold("loyalty", "bad", "worse")
     storage.settle(*sales("bad", "2", "worse"))
     break_fold("loyalty", "worse")
-    number = storage.number()
-    seen = [(number, 1)]
+    seen = [("loyalty", [(storage.number(), 1)])]
     retry(storage, "loyalty", due_us(storage, "loyalty"))
     assert position(storage, "loyalty") == (2, 3)
-    assert triage._release_chunk(storage.database, "loyalty", seen, BY, NOW_US) == []
+    monkeypatch.setattr(triage, "_chunks", lambda *_: seen)
+    assert list(let_go(storage.database, Wanted("loyalty"), BY, NOW_US)) == []
     assert position(storage, "loyalty") == (2, 3)
     assert (len(held(storage)), actions(storage)) == (1, [])
 
@@ -223,6 +226,24 @@ def test_the_same_skip_twice_is_recorded_once(storage: Storage, break_fold: Brea
     assert skip(storage, "loyalty", 2) is None
     assert skip(storage, "loyalty", 2) == Place(3, None)
     assert len(actions(storage)) == 1
+
+
+def test_many_are_skipped_in_chunks_each_recorded_and_rung(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
+) -> None:
+    monkeypatch.setattr(triage, "CHUNK", 3)
+    break_fold("loyalty", *(f"bad{n}" for n in range(8)))
+    storage.settle(*(sale for n in range(8) for sale in sales(f"bad{n}", f"2-{n}", customer_id=f"c{n}")))
+    storage.database.execute("DELETE FROM bell")
+    done = list(triage.skip_wanted(storage.database, Wanted(error="bad"), SKIP, NOW_US))
+    assert [len(customers) for _, customers in done] == [3, 3, 2]
+    numbers = [storage.number(f"c{n}") for n in range(8)]
+    assert sorted(actions(storage)) == sorted(
+        ("op", "skip", "a test order", "loyalty", number, 1, None) for number in numbers
+    )
+    assert storage.value("SELECT count(*) FROM bell") == 3
+    storage.advance("loyalty", numbers)
+    assert {position(storage, "loyalty", f"c{n}") for n in range(8)} == {(2, None)}
 
 
 def test_a_skip_waits_for_whoever_has_the_row(postgres_storage: Storage, break_fold: Break) -> None:
