@@ -6,8 +6,10 @@ import select
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from typing import Any, Final, NamedTuple
 
 from benchmarks import effects
@@ -21,6 +23,11 @@ WARM_UP_S: Final = 2.0
 """Sales of the first seconds, while threads make their connections, are sent and not counted."""
 PATIENCE_S: Final = 30.0
 """How long after the last sale a late one is waited for."""
+
+_COUNTERS: Final = 6
+_PIECES_PER_S: Final = 50
+_PIECE: Final = 100_000
+"""Steps of one piece: a few milliseconds, so that all of them are about as busy as this project at 500 events/s."""
 
 _NOTIFY: Final = """
     CREATE FUNCTION notify_of_points() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -47,6 +54,30 @@ class Latency(NamedTuple):
     p99_ms: float | None
     late: int
     """Sales without points half a minute after the last one was sent."""
+
+
+def of_machine(seconds: float) -> Latency:
+    """What the machine makes of work that needs nobody: processes that count, from when each piece is due until it is
+    done. No subject can be steadier than this; where it is tens of milliseconds, others had the processors."""
+    with ProcessPoolExecutor(_COUNTERS, mp_context=get_context("spawn")) as pool:
+        took = [ms for each in pool.map(_count, [WARM_UP_S + seconds] * _COUNTERS) for ms in each]
+    return _of(took, 0)
+
+
+MACHINE: Final = f"no service: {_COUNTERS} processes that only count"
+"""The name of that row."""
+
+
+def _count(seconds: float) -> list[float]:
+    """Milliseconds of each piece of work, but for those of the warm-up."""
+    started, took = time.monotonic(), []
+    for number in range(int(seconds * _PIECES_PER_S)):
+        due = started + number / _PIECES_PER_S
+        time.sleep(max(0.0, due - time.monotonic()))
+        for _ in range(_PIECE):
+            pass
+        took.append((time.monotonic() - due) * 1000)
+    return took[int(WARM_UP_S * _PIECES_PER_S) :]
 
 
 def of_ours(servers: Servers, per_s: int, seconds: float) -> Latency:
@@ -90,10 +121,14 @@ def _measure(stage: Stage, notify: str, start: Callable[[Stage], None], per_s: i
             send(EventType.ORDER_COMPLETED, body)
         listener.join()
     took = [(seen[each] - at) * 1000 for each, at in sent.items() if at >= started + WARM_UP_S and each in seen]
+    return _of(took, count - len(seen))
+
+
+def _of(took: Sequence[float], late: int) -> Latency:
     if len(took) < 100:
-        return Latency(None, None, None, count - len(seen))
+        return Latency(None, None, None, late)
     cuts = statistics.quantiles(took, n=100, method="inclusive")
-    return Latency(cuts[49], cuts[94], cuts[98], count - len(seen))
+    return Latency(cuts[49], cuts[94], cuts[98], late)
 
 
 def _listen(connection: Any, seen: dict[str, float], count: int, limit_s: float) -> None:

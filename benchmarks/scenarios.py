@@ -97,11 +97,12 @@ def processes(results: Results, servers: Servers, say: Say) -> None:
 
 
 def latencies(results: Results, servers: Servers, say: Say) -> None:
-    """Ours at every pace, the peers at those they can keep."""
+    """Ours at every pace, the peers at those they can keep, and before each what the machine makes of less."""
     seconds = results.sizes.latency_seconds
     for pace in PACES:
         say(f"latency at {pace} events/s")
-        results.latency[pace] = {OURS: latency.of_ours(servers, pace, seconds)}
+        results.latency[pace] = {latency.MACHINE: latency.of_machine(seconds)}
+        results.latency[pace][OURS] = latency.of_ours(servers, pace, seconds)
         for name, start in latency.PEERS.items():
             if pace <= PACES[1]:
                 results.latency[pace][name] = latency.of_peer(servers, start, pace, seconds)

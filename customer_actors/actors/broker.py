@@ -6,7 +6,8 @@ interfaces. None of them is here: statement, lock and idle timeouts bound the wo
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import dramatiq
@@ -115,10 +116,24 @@ class CarefulConsumer(Consumer):
             self._inner.nack(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        self._inner.requeue(messages)
+        with _closing():
+            self._inner.requeue(messages)
 
     def close(self) -> None:
-        self._inner.close()
+        with _closing():
+            self._inner.close()
+
+
+@contextmanager
+def _closing() -> Iterator[None]:
+    """Dramatiq ends a worker in the main thread, also while a consumer's own thread has not stopped in time and still
+    has the connection, which pika forbids. Whatever comes of it: the broker takes back what is not acknowledged, and
+    the process must not end with a traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ConnectionClosed(error) from error  # type: ignore[no-untyped-call]
 
 
 class CarefulBroker(RabbitmqBroker):

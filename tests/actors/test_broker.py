@@ -137,6 +137,22 @@ def test_a_message_of_an_earlier_connection_acknowledges_none_of_this_one(broker
     assert new.acked == [second]
 
 
+@pytest.mark.parametrize("call", ["close", "requeue"])
+def test_an_end_that_meets_the_consumer_s_own_thread_is_a_lost_connection(broker: CarefulBroker, call: str) -> None:
+    """Seen at the shutdown of a busy machine: a FileExistsError of pika's poller, and exit code 1."""
+
+    class Busy(Inner):
+        def close(self) -> None:
+            raise FileExistsError(17, "File exists")
+
+        def requeue(self, messages: Any) -> None:
+            self.close()
+
+    consumer = CarefulConsumer(broker, "stats", Busy())
+    with pytest.raises(ConnectionClosed):
+        consumer.close() if call == "close" else consumer.requeue([])
+
+
 def test_a_deleted_queue_is_declared_anew(broker: CarefulBroker) -> None:
     broker.queues_pending.clear()
     with pytest.raises(ConnectionClosed, match="deleted"):
