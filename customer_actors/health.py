@@ -85,7 +85,7 @@ def ready_checks(
 def _broker(broker: Mapping[str, Any]) -> list[Check]:
     if not broker["reachable"]:
         return [Check("broker", False, f"cannot be reached: {broker['error']}")]
-    letters = broker["queues"].get("customer_dead_letter_queue") or 0
+    letters = broker["queues"]["customer_dead_letter_queue"] or 0
     dead = _at_most("dead letters", letters, 0, "messages", "quarantine retry --dead-letters --dry-run")
     return [Check("broker", True, "reachable"), dead]
 

@@ -1,10 +1,11 @@
 """`held`: what waits behind an event that failed, and what a person does about it."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from customer_actors.cli.common import (
     OK,
@@ -208,10 +209,10 @@ def held_release(
     settings, by = settings_for_command(), action_of("release", operator, reason)
     wanted = Wanted(actor, _part(error), position=position)
     if customer_id is None:
-        if position is not None or not (everybody or error or actor):
-            raise UsageError(
-                "name whom to release: CUSTOMER --actor A [--position P], --error TEXT, --actor A or --all"
-            )
+        _require_choice(
+            bool(everybody or error or actor) and position is None,
+            "name whom to release: CUSTOMER --actor A [--position P], --error TEXT, --actor A or --all",
+        )
     elif actor is None or everybody or error is not None:
         raise UsageError("one customer is released with CUSTOMER --actor A [--position P] and nothing else")
     with opened(settings) as database:
@@ -230,15 +231,28 @@ def held_release(
     leave(PROBLEMS if view["held_again"] else OK)
 
 
+def _require_choice(chosen: bool, usage: str) -> None:
+    """Raises UsageError unless it is said which of many are meant, and said in a way that counts."""
+    if not chosen:
+        raise UsageError(usage)
+    if click.get_current_context().get_parameter_source("organization_id") is not ParameterSource.DEFAULT:
+        raise UsageError("--org names the organization of one CUSTOMER; many are meant whatever their organization")
+
+
 def _release(database: Database, settings: Settings, wanted: Wanted, by: Action, dry_run: bool) -> dict[str, Any]:
     """Release, and without workers advance here; returns what was done as figures."""
     counts = triage.count_wanted(database, wanted)
-    text = "" if wanted.error is None else f"; error with {wanted.error!r}"
-    by = by._replace(detail=", ".join(f"{count} of {actor}" for actor, count in counts.items()) + text)
     if dry_run:
         return {"dry_run": True, "released": sum(counts.values())} | _NOT_YET
+    by = by._replace(detail=_detail(counts, wanted))
     released, went = _go_on(database, settings, triage.release(database, wanted, by, now_us()))
     return {"dry_run": False, "released": released} | went
+
+
+def _detail(counts: Mapping[str, int], wanted: Wanted) -> str:
+    """In words: how many were meant, and by what."""
+    text = "" if wanted.error is None else f"; error with {wanted.error!r}"
+    return ", ".join(f"{count} of {actor}" for actor, count in counts.items()) + text
 
 
 _NOT_YET: Final = {"drained": None, "held_again": 0}
@@ -297,14 +311,17 @@ def held_skip(
 
     One customer (CUSTOMER --actor A --position P), or the one event each of many is held at: those with a text in their
     error, those of an actor, or all. Every skip is part of its customer's history, with name and reason; a cancellation
-    of a skipped sale does nothing. If the actor is not held at that position any more, nothing changes (exit 1).
+    of a skipped sale does nothing. If the actor is not held at that position any more, nothing changes (exit 1). Many
+    go on as after a release: with RABBITMQ_URL by the workers, else here, and exit 1 tells that some are held again.
 
     Example: customer-actors held skip C000042 --actor loyalty --position 17 --reason "a test order"
     """
     settings, by = settings_for_command(), action_of("skip", operator, reason)
     if customer_id is None:
-        if position is not None or not (everybody or error or actor):
-            raise UsageError("name what to skip: CUSTOMER --actor A --position P, --error TEXT, --actor A or --all")
+        _require_choice(
+            bool(everybody or error or actor) and position is None,
+            "name what to skip: CUSTOMER --actor A --position P, --error TEXT, --actor A or --all",
+        )
         _skip_many(settings, Wanted(actor, _part(error)), by, dry_run, as_json)
     elif actor is None or position is None or everybody or error is not None:
         raise UsageError("one event is skipped with CUSTOMER --actor A --position P and nothing else")
@@ -314,9 +331,11 @@ def held_skip(
 
 def _skip_many(settings: Settings, wanted: Wanted, by: Action, dry_run: bool, as_json: bool) -> None:
     with opened(settings) as database:
+        counts = triage.count_wanted(database, wanted)
         if dry_run:
-            skipped, went = sum(triage.count_wanted(database, wanted).values()), _NOT_YET
+            skipped, went = sum(counts.values()), _NOT_YET
         else:
+            by = by._replace(detail=f"one of {_detail(counts, wanted)}")
             skipped, went = _go_on(database, settings, triage.skip_wanted(database, wanted, by, now_us()))
     view = {"dry_run": dry_run, "skipped_events": skipped} | went
     if as_json:

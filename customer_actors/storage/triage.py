@@ -15,7 +15,7 @@ from customer_actors.storage.operators import Action, record
 from customer_actors.storage.views import STATES
 
 CHUNK: Final = 200
-"""Customers released in one transaction."""
+"""Customers released or skipped in one transaction."""
 
 
 class Wanted(NamedTuple):
@@ -191,14 +191,16 @@ def skip(database: Database, actor: str, customer: int, position: int, by: Actio
 
 
 def skip_wanted(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iterator[tuple[str, list[int]]]:
-    """Step over the one event that each of these is held at, in transactions of `CHUNK` customers of one actor.
+    """Step over the one event that each of these is held at now, in transactions of `CHUNK` customers of one actor.
+
+    Nobody who is held only later, and nobody who is by then held for an error that is not wanted: a skip is for good.
 
     Yields (actor, customers) after each commit: the caller advances them, or leaves that to the bell row. Every skip is
     recorded for itself, since each is part of its customer's history.
     """
     for actor, chunk in _chunks(database, wanted):
         with database.transaction():
-            held = _still_held(database, actor, chunk)
+            held = _still_held(database, wanted._replace(actor=actor), chunk)
             _step_over(database, actor, held, by, now_us)
         if held:
             yield actor, [customer for customer, _ in held]
@@ -229,7 +231,7 @@ def release(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iter
     recorded = False
     for actor, chunk in _chunks(database, wanted):
         with database.transaction():
-            freed = [customer for customer, _ in _still_held(database, actor, chunk)]
+            freed = [customer for customer, _ in _still_held(database, wanted._replace(actor=actor), chunk)]
             lifted = columns(STATES[actor].table, "customer bigint", "held_position bigint")
             database.update(lifted, [(customer, None) for customer in freed])
             _forget(database, actor, freed, now_us)
@@ -240,13 +242,15 @@ def release(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iter
             yield actor, freed
 
 
-def _chunks(database: Database, wanted: Wanted) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """(actor, its next holds as (customer, position)): each customer once, also if it is held again meanwhile."""
+def _chunks(database: Database, wanted: Wanted) -> list[tuple[str, list[tuple[int, int]]]]:
+    """(actor, some of its holds as (customer, position)), all that are there now."""
+    chunks = []
     for actor in ACTORS if wanted.actor is None else [wanted.actor]:
         after = 0
         while chunk := _next_chunk(database, wanted._replace(actor=actor), after):
             after = chunk[-1][0]
-            yield actor, chunk
+            chunks.append((actor, chunk))
+    return chunks
 
 
 def _next_chunk(database: Database, wanted: Wanted, after: int) -> list[tuple[int, int]]:
@@ -273,11 +277,18 @@ def _is_one(wanted: Wanted) -> bool:
     return wanted.customer is not None and wanted.actor is not None and wanted.error is None
 
 
-def _still_held(database: Database, actor: str, chunk: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those still held where they were seen, which only the locked row can tell; all are locked."""
-    seen = dict(chunk)
+def _still_held(database: Database, wanted: Wanted, chunk: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those still held where they were seen, and for what is wanted; only the locked row can tell. All are locked."""
+    actor, seen = str(wanted.actor), dict(chunk)
     rows = database.lock(_flags(actor), [(customer,) for customer in seen], "t.customer")
-    return [(customer, held_position) for customer, _, held_position in rows if held_position == seen[customer]]
+    held = [(customer, held_position) for customer, _, held_position in rows if held_position == seen[customer]]
+    if wanted.error is None:
+        return held
+    # Tried again meanwhile, it may have failed for something else.
+    conditions, parameters = _conditions(wanted)
+    sql = f"SELECT h.customer, h.position FROM held_group h WHERE {conditions} AND h.customer BETWEEN ? AND ?"
+    wanted_still = {(row[0], row[1]) for row in database.query(sql, (*parameters, min(seen), max(seen)))}
+    return [each for each in held if each in wanted_still]
 
 
 def _flags(actor: str) -> Columns:

@@ -165,7 +165,7 @@ def test_forced_reconnects_leave_no_thread_and_no_connection_behind(
         # One for each thread of the worker that folds and for its sweep; three of ingest.
         assert database <= THREADS + 1 + 3
         before = [steady(partial(threads, pid)) for pid in pids]
-        broker = connections.rabbitmq()
+        broker, open_files = connections.rabbitmq(), files(pids[1])
         took_s = []
         for _ in range(ROUNDS):
             connections.end_all()
@@ -183,6 +183,8 @@ def test_forced_reconnects_leave_no_thread_and_no_connection_behind(
         assert after == before
         assert connections.postgres() <= database
         assert files(worker) <= 4 * most + THREADS + 1 + 15
+        # Each reconnect that left a socket behind would add one.
+        assert files(pids[1]) <= open_files + 4
     stored = storage.value("SELECT count(*) FROM event")
     folded = storage.value("SELECT CAST(sum(sales_order) AS bigint) FROM stats_state")
     lost, twice = traffic.sent - stored, max(stored, folded) - traffic.sent

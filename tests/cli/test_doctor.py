@@ -1,13 +1,15 @@
 """`doctor`: each problem is named with the command that fixes it, and running that command makes it go away."""
 
 import json
+import os
 import shlex
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pika
@@ -30,7 +32,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.e2e.processes import INGEST, SCHEDULER, WORKERS, running, wait_until
 from tests.model.examples import order
-from tests.servers import RabbitMQ
+from tests.servers import PrivatePostgres, RabbitMQ
 from tests.storage.support import Storage
 
 NOBODY_LISTENS = "127.0.0.1:9"
@@ -179,6 +181,38 @@ def test_a_history_that_can_be_changed_is_a_problem_until_the_command_is_run(
     for command in found.fix:
         administer(postgres_url, command)
     assert "history" not in problems(database_findings(postgres_url))
+
+
+def test_a_history_whose_triggers_were_dropped_is_a_problem_until_the_commands_are_run(
+    database: Database, postgres: PrivatePostgres, postgres_url: str
+) -> None:
+    administer(postgres_url, "DROP TRIGGER event_no_delete ON event; ALTER TABLE event DISABLE TRIGGER USER")
+    empty = postgres.create_database("empty_after_migrate")
+    new = open_database(empty)
+    migrate(new)
+    new.release()
+    env = {
+        "PATH": f"{postgres.programs}:{os.environ['PATH']}",
+        "DATABASE_URL": postgres_url,
+        "EMPTY_DATABASE_URL": empty,
+    }
+    pipe, enable = database_findings(postgres_url)["history"].fix
+    done = subprocess.run(pipe, shell=True, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.count("CREATE TRIGGER") == 1
+    administer(postgres_url, enable)
+    assert "history" not in problems(database_findings(postgres_url))
+
+
+@pytest.mark.parametrize(("kind", "fix"), [("worker", "held list"), ("ingest", "status")])
+def test_an_alarm_of_a_process_is_a_problem(
+    database: Database, postgres_url: str, kind: Literal["worker", "ingest"], fix: str
+) -> None:
+    now_us = time.time_ns() // 1_000
+    beat(database, kind, now_us, alarm="mass failure")
+    found = database_findings(postgres_url, now_us, RABBITMQ_URL=f"amqp://{NOBODY_LISTENS}")["alarm"]
+    assert (found.verdict, "mass failure" in found.found, fix in found.fix[0]) == (PROBLEM, True, True)
+    beat(database, kind, now_us)
+    assert "alarm" not in problems(database_findings(postgres_url, now_us, RABBITMQ_URL=f"amqp://{NOBODY_LISTENS}"))
 
 
 def test_what_waits_for_a_person_names_the_triage_command(database: Database, postgres_url: str) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import random
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import BasicProperties
@@ -67,50 +68,41 @@ def refusing_delay_queue(stage: Stage, rng: random.Random) -> int:
 
 
 _BELLS: Final = 5
-"""Fewest that a purge loses: what no worker has taken out of the queue yet."""
+"""Fewest that are lost at once: what no worker has taken out of a queue yet."""
 
 
 @fault("broker: Dramatiq's queues purged", "messages purged", short=True, events=4_000)
 def purged(stage: Stage, rng: random.Random) -> int:
     """Each time while the workers stand still and bells wait for them: these are lost."""
-    messages = 0
-    for _ in range(3):
-        stage.more(rng.randrange(20, 150))
-        stage.until(stage.workers_ready)  # they declare the queues
-        with stage.frozen(WORKER):
-            stage.until(lambda: sum(stage.left(*INTERNAL_QUEUES).values()) >= _BELLS)
-            lost = sum(_emptied(stage, queue) for queue in INTERNAL_QUEUES)
-        assert lost >= _BELLS
-        messages += lost
-    return messages
+    return _lost_bells(stage, rng, lambda channel, queue: channel.queue_purge(queue))
 
 
-def _emptied(stage: Stage, queue: str) -> int:
-    """Purge a queue; returns how many messages were ready in it."""
-    with stage.channel() as channel:
-        count: int = channel.queue_purge(queue).method.message_count
-    return count
-
-
-@fault("broker: Dramatiq's queues deleted", "deletions")
+@fault("broker: Dramatiq's queues deleted", "messages deleted", events=4_000)
 def deleted(stage: Stage, rng: random.Random) -> int:
-    deletions = 0
+    """The same, and the queues themselves."""
+    return _lost_bells(stage, rng, lambda channel, queue: channel.queue_delete(queue))
+
+
+def _lost_bells(stage: Stage, rng: random.Random, lose: Callable[[Any, str], Any]) -> int:
+    lost = 0
     for _ in range(3):
         stage.more(rng.randrange(20, 150))
-        for queue in INTERNAL_QUEUES:
-            deletions += _deleted(stage, queue)
-    return deletions
+        stage.until(lambda: _waiting(stage) is not None)  # the workers declare the queues
+        with stage.frozen(WORKER):
+            stage.until(lambda: (_waiting(stage) or 0) >= _BELLS)
+            with stage.channel() as channel:
+                here = sum(lose(channel, queue).method.message_count for queue in INTERNAL_QUEUES)
+        assert here >= _BELLS
+        lost += here
+    return lost
 
 
-def _deleted(stage: Stage, queue: str) -> int:
-    """Delete one queue; 0 when it is not there."""
+def _waiting(stage: Stage) -> int | None:
+    """Messages ready in the queues between actors; None while one of these is not there."""
     try:
-        with stage.channel() as channel:
-            there = channel.queue_declare(queue, passive=True)
-            channel.queue_delete(there.method.queue)
+        return sum(stage.left(*INTERNAL_QUEUES).values())
     except ChannelClosedByBroker:
-        return 0
-    return 1
+        return None
 
 
 def _classic(stage: Stage) -> None:

@@ -107,7 +107,14 @@ def _before_release(_: str, die: Countdown) -> None:
 
 def _before_draining(_: str, die: Countdown) -> None:
     """Released and committed; nobody was advanced."""
-    _after(triage, "_release_chunk", die)
+    release = triage.release
+
+    def dying(*arguments: Any) -> Any:
+        for freed in release(*arguments):
+            die()
+            yield freed
+
+    setattr(triage, "release", dying)  # noqa: B010
 
 
 def _while_draining(actor: str, die: Countdown) -> None:

@@ -95,9 +95,12 @@ def test_hand_encoded_poison_stops_the_queue_for_less_than_a_minute_and_no_valid
         assert database.query("SELECT count(*) FROM quarantine") == [(len(REFUSED),)]
         wait_until(lambda: dead_letters(rabbitmq_url) == len(DEADLY), 2 * LIMIT_S)
 
+        assert not health_check(env, "dead letters")["ok"]
+
         # The deadly ones hold valid events too: put back without their headers, they arrive.
         assert retry(rabbitmq_url, dry_run=False).put_back == len(DEADLY)
         wait_until(lambda: {f"poison {name}" for name in DEADLY} <= references(database), LIMIT_S)
+        assert health_check(env, "dead letters")["ok"]
         assert len(references(database)) == VALID + len(ODD) + len(DEADLY)
         assert "Traceback" not in processes["ingest"].logged()
         assert processes["ingest"].terminate() == 0
@@ -127,8 +130,12 @@ def test_a_classic_queue_that_such_a_frame_blocks_turns_health_red(
 
 
 def queues_check(env: dict[str, str]) -> dict[str, Any]:
+    return health_check(env, "queues")
+
+
+def health_check(env: dict[str, str], name: str) -> dict[str, Any]:
     output = CliRunner().invoke(main, ["health", "ready", "--json"], env=env).output
-    return next(check for check in json.loads(output)["checks"] if check["name"] == "queues")
+    return next(check for check in json.loads(output)["checks"] if check["name"] == name)
 
 
 def purged(connection: pika.BlockingConnection, queue: str) -> bool:

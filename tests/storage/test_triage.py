@@ -153,10 +153,11 @@ def test_whoever_moved_on_meanwhile_is_let_be(
     assert (len(held(storage)), actions(storage)) == (1, [])
 
 
-def test_released_while_workers_work_nobody_is_left_behind_and_nothing_counted_twice(
-    postgres_storage: Storage, break_fold: Break
+@pytest.mark.parametrize("let_go", [triage.release, triage.skip_wanted])
+def test_let_go_while_workers_work_nobody_is_left_behind_and_nothing_counted_twice(
+    postgres_storage: Storage, break_fold: Break, let_go: Callable[..., Any]
 ) -> None:
-    """Arrivals, rounds, retries and releases of the same customers at once, on connections of their own."""
+    """Arrivals, rounds, retries, and releases or skips of the same customers at once, on connections of their own."""
     storage, names = postgres_storage, [f"c{n}" for n in range(40)]
     break_fold("loyalty", *(f"bad-{name}" for name in names))
     storage.receive(*(sale for name in names for sale in sales(f"bad-{name}", f"2-{name}", customer_id=name)))
@@ -164,6 +165,7 @@ def test_released_while_workers_work_nobody_is_left_behind_and_nothing_counted_t
     storage.advance("loyalty")
     break_fold("loyalty")
     retried = iter(range(10**6))
+    action = "skip" if let_go is triage.skip_wanted else "release"
 
     def try_again() -> None:
         for number in numbers:
@@ -177,8 +179,8 @@ def test_released_while_workers_work_nobody_is_left_behind_and_nothing_counted_t
         return run
 
     works: list[Callable[[], object]] = [
-        lambda: release(storage, Wanted("loyalty")),
-        lambda: release(storage, Wanted("loyalty")),
+        lambda: list(let_go(storage.database, Wanted("loyalty"), BY._replace(action=action), NOW_US)),
+        lambda: list(let_go(storage.database, Wanted("loyalty"), BY._replace(action=action), NOW_US)),
         lambda: storage.advance("loyalty", numbers),
         lambda: storage.advance("loyalty", numbers),
         try_again,
@@ -186,7 +188,8 @@ def test_released_while_workers_work_nobody_is_left_behind_and_nothing_counted_t
     assert at_once(storage.database, *map(five_times, works)) == []
     storage.advance("loyalty", numbers)
     assert (held(storage), storage.stores().of("loyalty").all_behind()) == ([], [])
-    assert storage.value("SELECT count(*) FROM loyalty_entry") == 2 * len(names)
+    skipped = storage.value("SELECT count(*) FROM operator_action WHERE action = 'skip'")
+    assert storage.value("SELECT count(*) FROM loyalty_entry") == 2 * len(names) - skipped
     assert {position(storage, "loyalty", name) for name in names} == {(2, None)}
 
 
@@ -244,6 +247,38 @@ def test_many_are_skipped_in_chunks_each_recorded_and_rung(
     assert storage.value("SELECT count(*) FROM bell") == 3
     storage.advance("loyalty", numbers)
     assert {position(storage, "loyalty", f"c{n}") for n in range(8)} == {(2, None)}
+
+
+def test_a_skip_of_many_leaves_who_is_held_only_later_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, break_fold: Break
+) -> None:
+    """What is skipped for the statistics lets the segment go on, and that may fail: nobody has looked at it."""
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("cannot score")
+
+    monkeypatch.setattr("customer_actors.storage.segmentation.segment_of", fail)
+    break_fold("stats", "bad")
+    storage.settle(*sales("bad", "2"))
+    for actor, customers in triage.skip_wanted(storage.database, Wanted(), SKIP, NOW_US):
+        list(drain(storage.stores(), actor, customers, lambda: NOW_US))
+        storage.settle()
+    assert [(actor, at) for _, _, _, actor, _, at, _ in actions(storage)] == [("stats", 1)]
+    assert position(storage, "segmentation")[1] is not None
+
+
+@pytest.mark.parametrize("let_go", [triage.release, triage.skip_wanted])
+def test_who_has_failed_for_something_else_meanwhile_is_let_be(
+    storage: Storage, break_fold: Break, monkeypatch: pytest.MonkeyPatch, let_go: Callable[..., Any]
+) -> None:
+    break_fold("loyalty", "bad1", "bad2")
+    storage.settle(*sales("bad1"), *sales("bad2", customer_id="c2"))
+    seen = [("loyalty", [(storage.number(), 1), (storage.number("c2"), 1)])]
+    assert triage._chunks(storage.database, Wanted(error="fold bad")) == seen
+    storage.database.execute("UPDATE held_group SET error = 'KeyError' WHERE customer = ?", (storage.number("c2"),))
+    monkeypatch.setattr(triage, "_chunks", lambda *_: seen)
+    assert list(let_go(storage.database, Wanted(error="fold bad"), BY, NOW_US)) == [("loyalty", [storage.number()])]
+    assert position(storage, "loyalty", "c2") == (0, 1)
 
 
 def test_a_skip_waits_for_whoever_has_the_row(postgres_storage: Storage, break_fold: Break) -> None:
