@@ -53,5 +53,8 @@ def sabotage(
             stage.sql("SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM sabotage_hits")[0][0]
         )
     finally:
-        stage.sql("DROP FUNCTION sabotage CASCADE")
+        # One table's lock at a time: all at once would now and then make a deadlock with the service.
+        for table in tables:
+            stage.sql(f"DROP TRIGGER sabotage ON {table}")
+        stage.sql("DROP FUNCTION sabotage")
         stage.sql("DROP SEQUENCE sabotage_draws, sabotage_hits")
