@@ -155,8 +155,8 @@ class Stage:
         assert report.confirmed == len(lines), report
 
     def one_by_one(self) -> Callable[[str, str], None]:
-        """What sends one event, of this type with this body. It does not wait for the broker, which may be slow: the pace
-        is kept."""
+        """What sends one event, of this type with this body, and waits for nobody: a slow broker must not slow the
+        pace."""
         channel = self._connection.channel()
 
         def send(type_: str, body: str) -> None:
