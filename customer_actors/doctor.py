@@ -21,6 +21,7 @@ from customer_actors.storage.opening import open_database, sqlite_file
 from customer_actors.storage.postgresql import PostgresDatabase
 from customer_actors.storage.rules import require_same_decimals
 from customer_actors.storage.schema import require_current
+from customer_actors.storage.triage import held_without_details
 from customer_actors.storage.vitals import vitals
 
 OK: Final = "ok"
@@ -224,6 +225,10 @@ def _quoted(identifier: str) -> str:
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
+_MOST_NAMED: Final = 10
+"""Customers named at once; whoever has put them right looks again."""
+
+
 def _waiting(settings: Settings, database: Database, now_us: int) -> Iterator[Finding]:
     """What waits for a person."""
     figures = vitals(database, now_us, settings.health_max_lag_seconds * 1_000_000)
@@ -243,6 +248,17 @@ def _waiting(settings: Settings, database: Database, now_us: int) -> Iterator[Fi
         yield Finding("held", WARNING, f"{figures.held} times a customer is held and tried again by itself", [look])
     else:
         yield Finding("held", OK, "none")
+    forgotten = held_without_details(database, _MOST_NAMED)
+    if forgotten:
+        fix = [
+            f"customer-actors held release {shlex.quote(customer)} --org {shlex.quote(org)} --actor {actor} "
+            '--reason "its hold had lost its details"'
+            for org, customer, actor in forgotten
+        ]
+        found = "customers stand still at an event whose hold has lost its details: nobody tries them again"
+        yield Finding("forgotten holds", PROBLEM, found, fix)
+    else:
+        yield Finding("forgotten holds", OK, "none")
     if figures.quarantined:
         fix = [
             "customer-actors quarantine list",

@@ -151,6 +151,21 @@ def held_events(database: Database, customer: int, actor: str | None = None) -> 
     return [HeldEvent(HeldCustomer(*row[:width]), *row[width:]) for row in database.query(sql, parameters)]
 
 
+def held_without_details(database: Database, most: int) -> list[tuple[str, str, str]]:
+    """(organization, customer, actor) of those whose flag stands without a row in `held_group`: no retry and no release
+    of many knows of them. Reads every state row."""
+    each = " UNION ALL ".join(
+        f"SELECT s.customer, '{actor}' AS actor FROM {STATES[actor].table} s WHERE s.held_position IS NOT NULL AND NOT "
+        f"EXISTS (SELECT 1 FROM held_group h WHERE h.actor = '{actor}' AND h.customer = s.customer)"
+        for actor in ACTORS
+    )
+    sql = (
+        f"SELECT c.organization_id, c.customer_id, f.actor FROM ({each}) f JOIN customer c ON c.id = f.customer "
+        "ORDER BY 1, 2, 3 LIMIT ?"
+    )
+    return [(row[0], row[1], row[2]) for row in database.query(sql, (most,))]
+
+
 def number_of_customer(database: Database, organization_id: str, customer_id: str) -> int | None:
     """The customer's internal number; None when nobody has heard of it."""
     sql = "SELECT id FROM customer WHERE organization_id = ? AND customer_id = ?"

@@ -215,6 +215,20 @@ def test_an_alarm_of_a_process_is_a_problem(
     assert "alarm" not in problems(database_findings(postgres_url, now_us, RABBITMQ_URL=f"amqp://{NOBODY_LISTENS}"))
 
 
+def test_a_hold_that_has_lost_its_details_names_the_command_that_releases_it(
+    database: Database, postgres_url: str
+) -> None:
+    storage = Storage(database)
+    storage.settle(order("1", "5", customer_id="it's c1"))
+    with database.transaction():
+        database.execute("UPDATE loyalty_state SET held_position = 2")
+    found = database_findings(postgres_url)["forgotten holds"]
+    assert (found.verdict, len(found.fix)) == (PROBLEM, 1)
+    done = CliRunner().invoke(main, shlex.split(found.fix[0])[1:], env={"DATABASE_URL": postgres_url})
+    assert done.exit_code == 0, done.output
+    assert "forgotten holds" not in problems(database_findings(postgres_url))
+
+
 def test_what_waits_for_a_person_names_the_triage_command(database: Database, postgres_url: str) -> None:
     now_us = time.time_ns() // 1_000
     storage = Storage(database)
