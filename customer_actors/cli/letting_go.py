@@ -18,6 +18,7 @@ from customer_actors.cli.common import (
     settings_for_command,
 )
 from customer_actors.cli.signing import (
+    Verb,
     action_of,
     actor_option,
     dry_run_option,
@@ -27,7 +28,6 @@ from customer_actors.cli.signing import (
     part_of_error,
     signed,
 )
-from customer_actors.domain.routing import ACTORS
 from customer_actors.errors import RefusedError, UsageError
 from customer_actors.settings import Settings
 from customer_actors.storage import triage
@@ -39,16 +39,26 @@ from customer_actors.storage.overdue import forget_answered
 from customer_actors.storage.triage import Wanted
 
 
+def _of_one_or_many(verb: Verb) -> Verb:
+    """Whom a verb that lets go is about, who does it and why, and how it answers."""
+    options = (
+        click.argument("customer_id", metavar="[CUSTOMER]", required=False),
+        actor_option,
+        click.option("--position", type=click.IntRange(1), metavar="P", help="Only if CUSTOMER is held there."),
+        click.option("--all", "everybody", is_flag=True, help="Everybody held (with --actor: for that actor)."),
+        error_option,
+        organization_option,
+        signed,
+        dry_run_option,
+        json_option,
+    )
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
 @click.command("release")
-@click.argument("customer_id", metavar="[CUSTOMER]", required=False)
-@actor_option
-@click.option("--position", type=click.IntRange(1), metavar="P", help="Only if the customer is still held there.")
-@click.option("--all", "everybody", is_flag=True, help="Everybody held (with --actor: for that actor).")
-@error_option
-@organization_option
-@signed
-@dry_run_option
-@json_option
+@_of_one_or_many
 def release(
     customer_id: str | None,
     actor: str | None,
@@ -149,15 +159,7 @@ def _print_many(view: dict[str, Any], verb: str, done: str, many: int) -> None:
 
 
 @click.command("skip")
-@click.argument("customer_id", metavar="[CUSTOMER]", required=False)
-@click.option("--actor", type=click.Choice(ACTORS), help="The actor that shall step over the event.")
-@click.option("--position", type=click.IntRange(1), metavar="P", help="Where the customer is held.")
-@click.option("--all", "everybody", is_flag=True, help="Everybody held (with --actor: for that actor).")
-@error_option
-@organization_option
-@signed
-@dry_run_option
-@json_option
+@_of_one_or_many
 def skip(
     customer_id: str | None,
     actor: str | None,
