@@ -27,6 +27,7 @@ from customer_actors.ingest import topology
 from customer_actors.ingest.connection import parameters, reason
 from customer_actors.ingest.link import LOOK_S, Delivery, Inbox, Link
 from customer_actors.ingest.losses import Losses
+from customer_actors.ingest.spacing import Spacing
 
 _MOST_PREFETCH: Final = 65_535
 """AMQP has 16 bits for it."""
@@ -63,8 +64,9 @@ class Consumer:
             take: commits a batch and says whom each message is about. Returning means committed; `Outage` means the
                 database is away, everything goes back to the broker and is delivered again; anything else ends `run`.
             batch_size: most messages in a batch.
-            batch_age_s: least seconds between the starts of two batches unless one is full. After a pause the first
-                message is handed over at once, so this costs a trickle nothing and bounds the bells per second.
+            batch_age_s: least seconds between the starts of two batches unless one is full; more on a busy machine
+                (`Spacing`). After a pause the first message is handed over at once, so this costs a trickle nothing and
+                bounds the bells per second.
             prefetch: most messages of one queue in memory; every connection starts with one (`Link` says why).
             ready: called in the SQL thread before a connection consumes; raises `Outage` while the database is away.
 
@@ -79,7 +81,7 @@ class Consumer:
         self._take = take
         self._ready = ready
         self._prefetch = prefetch
-        self._batch_age_s = batch_age_s
+        self._spacing = Spacing(batch_age_s)
         self._log: structlog.typing.FilteringBoundLogger = log or structlog.get_logger(__name__)
         # A batch must not wait for messages that the broker will not send.
         self._inbox = Inbox(min(batch_size, prefetch))
@@ -181,13 +183,14 @@ class Consumer:
 
     def _commit(self) -> None:
         """Commit the next batch and have it acknowledged."""
-        deliveries = self._batch or self._inbox.take(self._begun_s + self._batch_age_s)
+        deliveries = self._batch or self._inbox.take(self._begun_s + self._spacing.seconds)
         # What came over a lost connection is the broker's again, and will be delivered again.
         self._batch = [delivery for delivery in deliveries if delivery.link.alive]
         if not self._batch:
             return
         self._begun_s = time.monotonic()
         customers = self._take([delivery.received for delivery in self._batch])
+        self._spacing.took(time.monotonic() - self._begun_s)
         self._inbox.pace(self._batch, customers)
         last_tags = {delivery.link: delivery.tag for delivery in self._batch}
         self._batch = []
