@@ -68,7 +68,7 @@ class Inbox:
             self._waiting.setdefault(delivery.link, deque()).append((self._arrived, delivery))
             self._urgent |= urgent
             # Waking the other thread for every message would cost more than the message.
-            if urgent or first or self._arrived - self._taken == self._size:
+            if urgent or first or self._arrived - self._taken in (self._hurried, self._size):
                 self._changed.notify()
 
     def take(self, not_before_s: float) -> list[Delivery]:
@@ -113,7 +113,11 @@ class Inbox:
         return min(LOOK_S, *(link.rests_until_s - now_s for link in self._waiting)) if self._waiting else LOOK_S
 
     def _complete(self) -> bool:
-        return self._urgent or sum(len(self._waiting[link]) for link in self._awake()) >= self._size
+        return self._urgent or sum(len(self._waiting[link]) for link in self._awake()) >= self._full(time.monotonic())
+
+    def _full(self, now_s: float) -> int:
+        """How many messages are a batch at present."""
+        return self._size if now_s > self._hurry_until_s else self._hurried
 
     def _batch(self) -> list[Delivery]:
         """The oldest of each connection, evenly; what one does not need of its share is the others'. Besides, whoever
@@ -141,7 +145,7 @@ class Inbox:
         lengths, now_s = [len(waiting) for waiting in self._waiting.values()], time.monotonic()
         if min(lengths) < self._size // len(lengths) < max(lengths):
             self._hurry_until_s = now_s + _HURRY_S
-        return self._size if now_s > self._hurry_until_s else self._hurried
+        return self._full(now_s)
 
     def _turn(self, link: "Link", size: int) -> int:
         """The shortest first, who leaves most to the others. Where not everybody can have one: who waits longest."""

@@ -49,6 +49,17 @@ def test_a_trickle_is_in_the_next_batch_and_the_flood_comes_in_small_ones_for_a_
     assert taken(inbox) == [("flood", tag) for tag in range(19, 19 + SIZE)]
 
 
+@pytest.mark.timeout(30)
+def test_then_a_small_batch_is_full_and_waits_for_no_more(clock: list[float]) -> None:
+    """Else what comes faster than a small batch in each spacing would pile up until a large one were full."""
+    inbox = Inbox(SIZE)
+    flood, trickle = link(inbox, "flood"), link(inbox, "trickle")
+    put(inbox, flood, *range(1, 61))
+    put(inbox, trickle, 1)
+    assert len(taken(inbox)) == SIZE // 8
+    assert len(inbox.take(clock[0] + 3600)) == SIZE // 8
+
+
 def test_a_flood_alone_has_full_batches() -> None:
     inbox = Inbox(SIZE)
     put(inbox, link(inbox, "flood"), *range(1, 301))
