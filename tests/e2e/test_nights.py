@@ -92,13 +92,20 @@ RESULTS = ("customer_segment", "rfm_cuts", "credit_state", "credit_usage", "cred
 
 
 def results(database: Database) -> dict[str, list[dict[str, Any]]]:
-    """What the nights left, without moments."""
+    """What the nights left, without moments. A snapshot of cuts is called by what makes it one: a plan that was killed
+    has used up a number."""
+    snapshots = {
+        number: f"{organization_id} as of {as_of}"
+        for number, organization_id, as_of in database.query("SELECT number, organization_id, as_of FROM rfm_cuts")
+    }
     found = {}
     for table in RESULTS:
         cursor = database.execute(f"SELECT * FROM {table}")
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         kept = [{name: row[name] for name in names if name != "id" and not name.endswith("_us")} for row in rows]
+        for row in kept:
+            row.update({name: snapshots[row[name]] for name in ("cuts", "number") if row.get(name) is not None})
         found[table] = sorted(kept, key=repr)
     chunks = database.query("SELECT job, slot, number, first, last, examined FROM job_chunk ORDER BY 1, 2, 3")
     return {**found, "job_chunk": [{"chunk": chunk} for chunk in chunks]}
