@@ -49,13 +49,15 @@ PEER_NOTIFY: Final = _NOTIFY.format(table="loyalty_ledger", notify="PERFORM pg_n
 
 class Latency(NamedTuple):
     """Of one subject at one pace, from when an event is due until its points are committed, in milliseconds; None where
-    it could not keep the pace."""
+    fewer than a hundred were seen."""
 
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
     late: int
     """Sales without points half a minute after the last one was sent."""
+    peak_mb: float = 0.0
+    """The most memory a process of the subject had resident, in MB."""
 
 
 def of_machine(seconds: float) -> Latency:
@@ -124,15 +126,16 @@ def _measure(stage: Stage, notify: str, start: Callable[[Stage], None], per_s: i
             send(EventType.ORDER_COMPLETED, body)
         sent_all.set()
         listener.join()
+        peak_mb = max(stage.peak_mb().values())
     took = [(seen[each] - at) * 1000 for each, at in due.items() if at >= started + WARM_UP_S and each in seen]
-    return _of(took, count - len(seen))
+    return _of(took, count - len(seen), peak_mb)
 
 
-def _of(took: Sequence[float], late: int) -> Latency:
+def _of(took: Sequence[float], late: int, peak_mb: float = 0.0) -> Latency:
     if len(took) < 100:
-        return Latency(None, None, None, late)
+        return Latency(None, None, None, late, peak_mb)
     cuts = statistics.quantiles(took, n=100, method="inclusive")
-    return Latency(cuts[49], cuts[94], cuts[98], late)
+    return Latency(cuts[49], cuts[94], cuts[98], late, peak_mb)
 
 
 def _listen(connection: Any, seen: dict[str, float], count: int, sent_all: threading.Event) -> None:

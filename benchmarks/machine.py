@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import statistics
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -44,7 +46,34 @@ def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
         "PostgreSQL": postgres,
         "RabbitMQ": rabbitmq,
     }
-    return facts | {name: installed for name in _LIBRARIES if (installed := _version(name))}
+    return _hardware() | facts | {name: installed for name in _LIBRARIES if (installed := _version(name))}
+
+
+def _hardware() -> dict[str, str]:
+    """Processor, memory and kernel, as far as Linux names them."""
+    names = {
+        "/proc/cpuinfo": ("processor", r"^model name\s*: (.+)$"),
+        "/proc/meminfo": ("memory", r"^MemTotal:\s*(.+)$"),
+    }
+    found = {}
+    for file, (name, pattern) in names.items():
+        match = re.search(pattern, Path(file).read_text(), re.M)
+        if match:
+            found[name] = match[1]
+    return found | {"kernel": platform.release()}
+
+
+def fsync_ms(folder: Path) -> float:
+    """What the disk under a folder takes to keep 8 kB, in milliseconds, the median of a hundred."""
+    took = []
+    with (folder / "fsync").open("wb") as file:
+        for _ in range(100):
+            file.write(bytes(8192))
+            file.flush()
+            started = time.monotonic()
+            os.fsync(file.fileno())
+            took.append((time.monotonic() - started) * 1000)
+    return statistics.median(took)
 
 
 def tree(pid: int) -> list[int]:

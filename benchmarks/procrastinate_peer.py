@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import pika
@@ -24,6 +25,11 @@ from customer_actors.ingest.topology import QUEUES
 
 CONCURRENT: Final = 8
 PREFETCH: Final = 200
+POLL_S: Final = 0.05
+"""A worker that finishes a job looks for the next one that is new or, so often, for those whose lock has become free
+meanwhile: nothing tells it. With the default of 5 s a customer's jobs would follow each other every few seconds."""
+RECOVERED_S: Final = 60.0
+"""After so long a killed worker's jobs have been tried again: its heartbeat is given up after 30 s."""
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=os.environ.get("DATABASE_URL", "")))
 
@@ -32,6 +38,14 @@ app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=os.env
 def handle(event: Event) -> None:
     """The whole event in one job, in a thread."""
     effects.all_steps(event)
+
+
+@app.periodic(cron="* * * * * */10")
+@app.task(name="retry_stalled_jobs", queueing_lock="retry_stalled_jobs", pass_context=True)
+async def retry_stalled_jobs(context: procrastinate.JobContext, timestamp: int) -> None:
+    """What its manual adds for jobs whose worker was killed."""
+    for job in await app.job_manager.get_stalled_jobs():
+        await app.job_manager.retry_job(job)
 
 
 def make_schema() -> None:
@@ -44,8 +58,10 @@ def work() -> None:
     """Run jobs until the process is ended."""
 
     async def until_ended() -> None:
+        # a thread for each: the default executor has six on two cores
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CONCURRENT))
         async with app.open_async():
-            await app.run_worker_async(concurrency=CONCURRENT, fetch_job_polling_interval=0.5, delete_jobs="always")
+            await app.run_worker_async(concurrency=CONCURRENT, fetch_job_polling_interval=POLL_S, delete_jobs="always")
 
     asyncio.run(until_ended())
 

@@ -9,17 +9,17 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks import effects, latency, loaded, pgbench, streams
 from benchmarks.latency import Latency
-from benchmarks.stage import Measured, Servers, cursor_on
+from benchmarks.stage import Servers, cursor_on
 from benchmarks.subjects import SUBJECTS, Round, in_one_process, migrated, our_totals, ours, start_ours
 from customer_actors.domain.routing import ACTORS
-from customer_actors.storage.actors import Stores
 
 OURS: Final = SUBJECTS[-1].name
 PGBENCH: Final = "pgbench, a transaction per event"
 PACES: Final = (100, 500, 1_500)
 PROCESSES: Final = (1, 2, 4)
-LOADED_SPREAD: Final = 500
-"""Distance of the customers that buy in a loaded database, so that they stand all over its tables."""
+LOADED_SPREAD: Final = 499
+"""Distance of the customers that buy in a loaded database, so that they stand all over its tables; odd, so that every
+second of them buys at a till, as everywhere else."""
 
 WATCHED_OF: Final = 8
 """One of so many customers is watched for changes there, so that the meter costs next to nothing: each of the last
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     """Of ours per round; the peers get a share."""
     rounds: int = 3
     backlog: int = 200_000
-    latency_seconds: float = 20
+    latency_seconds: float = 10
     history_customers: int = 1_000_000
     """Customers of the loaded database, ten events each."""
 
@@ -50,25 +50,28 @@ class Results:
         """Scenario -> subject -> rounds, in the order they were run."""
         self.limit: list[float] = []
         """Transactions per second of pgbench, by round."""
-        self.embedded: list[Measured] = []
+        self.embedded: list[Round] = []
         self.killed: dict[str, Round] = {}
         """One round per subject with a worker killed half-way."""
-        self.latency: dict[int, dict[str, Latency]] = {}
-        """Pace -> subject."""
+        self.latency: defaultdict[int, defaultdict[str, list[Latency]]] = defaultdict(lambda: defaultdict(list))
+        """Pace -> subject -> rounds."""
 
 
 def shapes(results: Results, servers: Servers, pgbench_program: Path, folder: Path, say: Say) -> None:
-    """Every subject on every shape of the stream, and what the database and one process can do."""
+    """Every subject on every shape of the stream; beside the uniform one what the database and one process can do."""
+    events = results.sizes.events
     for number in range(1, results.sizes.rounds + 1):
         for shape in streams.SHAPES:
+            stream = streams.lines(shape, events)
             for subject in SUBJECTS:
                 say(f"round {number}: {shape}, {subject.name}")
-                stream = streams.lines(shape, int(results.sizes.events * subject.share))
-                results.rounds[shape][subject.name].append(subject.run(servers, stream, False))
-        say(f"round {number}: pgbench")
-        results.limit.append(_limit(servers, pgbench_program, folder, results.sizes.events // 10))
-        say(f"round {number}: embedded")
-        results.embedded.append(in_one_process(folder, streams.lines("uniform", results.sizes.events)))
+                part = stream[: int(events * subject.share)]
+                results.rounds[shape][subject.name].append(subject.run(servers, part, False))
+            if shape == "uniform":
+                say(f"round {number}: pgbench")
+                results.limit.append(_limit(servers, pgbench_program, folder, events // 10))
+                say(f"round {number}: embedded")
+                results.embedded.append(in_one_process(folder, stream))
 
 
 def _limit(servers: Servers, program: Path, folder: Path, customers: int) -> float:
@@ -78,10 +81,11 @@ def _limit(servers: Servers, program: Path, folder: Path, customers: int) -> flo
 
 def kills(results: Results, servers: Servers, say: Say) -> None:
     """kill -9 of one worker process half-way, every subject once."""
+    stream = streams.lines("uniform", results.sizes.events, seed=2)
     for subject in SUBJECTS:
         say(f"a worker killed: {subject.name}")
-        stream = streams.lines("uniform", int(results.sizes.events * subject.share), seed=2)
-        results.killed[subject.name] = subject.run(servers, stream, True)
+        part = stream[: int(results.sizes.events * subject.share)]
+        results.killed[subject.name] = subject.run(servers, part, True)
 
 
 def processes(results: Results, servers: Servers, say: Say) -> None:
@@ -97,19 +101,20 @@ def processes(results: Results, servers: Servers, say: Say) -> None:
 
 
 def latencies(results: Results, servers: Servers, say: Say) -> None:
-    """Ours at every pace, the peers at those they can keep, and before each what the machine makes of less."""
+    """Ours at every pace, the peers at the lower two, and before each what the machine makes of less."""
     seconds = results.sizes.latency_seconds
-    for pace in PACES:
-        say(f"latency at {pace} events/s")
-        results.latency[pace] = {latency.MACHINE: latency.of_machine(seconds)}
-        results.latency[pace][OURS] = latency.of_ours(servers, pace, seconds)
-        for name, start in latency.PEERS.items():
-            if pace <= PACES[1]:
-                results.latency[pace][name] = latency.of_peer(servers, start, pace, seconds)
+    for number in range(1, results.sizes.rounds + 1):
+        for pace in PACES:
+            say(f"round {number}: latency at {pace} events/s")
+            results.latency[pace][latency.MACHINE].append(latency.of_machine(seconds))
+            results.latency[pace][OURS].append(latency.of_ours(servers, pace, seconds))
+            for name, start in latency.PEERS.items():
+                if pace <= PACES[1]:
+                    results.latency[pace][name].append(latency.of_peer(servers, start, pace, seconds))
 
 
 def history(results: Results, servers: Servers, say: Say) -> None:
-    """Ours on a full database beside an empty one, the same streams, interleaved."""
+    """Ours on a full database beside an empty one, the same streams and the same meter, interleaved."""
     say(f"filling a database with {results.sizes.history_customers * loaded.PER_CUSTOMER:,} events")
     full = servers.postgres.create_database("history")
     loaded.fill(full, results.sizes.history_customers)
@@ -120,40 +125,38 @@ def history(results: Results, servers: Servers, say: Say) -> None:
     spread = max(1, min(LOADED_SPREAD, results.sizes.history_customers * 10 // results.sizes.events))
     for number in range(1, results.sizes.rounds + 1):
         stream = streams.lines("uniform", results.sizes.events, seed=10 + number, spread=spread)
-        for name, url in (("empty", None), ("full", full)):
+        both = [("empty", None), ("full", full)]
+        for name, url in both if number % 2 else reversed(both):
             say(f"round {number}: {name} database")
-            results.rounds["history"][name].append(_on(servers, stream, url))
+            results.rounds["history"][name].append(_beside_history(servers, stream, url))
     servers.postgres.drop_database("history")
 
 
 def _customers(cursor: Any, stream: Sequence[str]) -> list[int]:
-    """The numbers of the customers a stream names: looking at all of a million would be half of what is measured."""
+    """The numbers of the customers a stream names, those it will make included: looking at all of a million would be
+    half of what is measured."""
     names = {json.loads(line)["data"].get("customer_id") for line in stream} - {None}
     cursor.execute("SELECT id FROM customer WHERE customer_id = ANY(%s) ORDER BY id", (list(names),))
-    return [number for (number,) in cursor.fetchall()]
+    return [number for (number,) in cursor.fetchall()] or list(range(1, len(names) + 1))
 
 
-def _behind(stores: Stores, customers: Sequence[int]) -> bool:
-    return any(stores.of(actor).behind(customers) for actor in ACTORS)
-
-
-def _on(servers: Servers, stream: Sequence[str], database_url: str | None) -> Round:
-    """A round of ours on this database; on a fresh one without."""
-    if database_url is None:
-        return ours(servers, stream, False)
+def _beside_history(servers: Servers, stream: Sequence[str], full: str | None) -> Round:
+    """A round of ours on this database; on a fresh one without. Those events that were there are not judged again."""
     with servers.stage() as stage:
-        stage.database_url = database_url
-        with migrated(database_url) as stores:
+        stage.database_url = full or stage.database_url
+        with migrated(stage.database_url) as stores:
             stage.publish(stream)
-            with cursor_on(database_url) as cursor:
+            with cursor_on(stage.database_url) as cursor:
                 buyers = _customers(cursor, stream)
                 cursor.execute(our_totals(buyers))
-                before = cursor.fetchone()[0]
+                before = cursor.fetchone()[0] or 0
             start_ours(stage)
             watched = our_totals(buyers[::WATCHED_OF])
-            measured = stage.watch(len(stream), watched, lambda _: not _behind(stores, buyers))
+            measured = stage.watch(
+                len(stream), watched, lambda _: not any(stores.of(actor).behind(buyers) for actor in ACTORS)
+            )
             stage.processes["ingest"].end(signal.SIGTERM)
-            with cursor_on(database_url) as cursor:
+            with cursor_on(stage.database_url) as cursor:
                 cursor.execute(our_totals(buyers))
                 appended = cursor.fetchone()[0] - before
             assert appended == len(stream), f"{appended} of {len(stream)} events were appended"

@@ -30,8 +30,10 @@ QUIET_S: Final = 1.5
 IDLE_S: Final = 0.5
 """The database has had nothing to do for so long: whoever started has looked around."""
 GIVE_UP_S: Final = 15.0
-"""A disturbed side on which nothing changes for so long will not get further by itself."""
-WORKER_PROCESSES: Final = 2
+"""A disturbed side on which nothing changes for so long will not get further by itself, where nothing of it waits
+longer."""
+WORKERS: Final = 2
+"""Worker processes of every subject."""
 
 
 class Measured(NamedTuple):
@@ -124,7 +126,7 @@ class Stage:
     def kill_a_worker(self) -> None:
         """kill -9 of the process that works most under the name "workers"; what ends with it is started again."""
         child = self.processes["workers"]
-        os.kill(max(machine.tree(child.pid)[-WORKER_PROCESSES:], key=machine.cpu_s), signal.SIGKILL)
+        os.kill(max(machine.tree(child.pid)[-WORKERS:], key=machine.cpu_s), signal.SIGKILL)
         with suppress(AssertionError):  # a supervisor of its own may have started another worker: then it goes on
             wait_until(lambda: not child.running, 5)
         if not child.running:
@@ -170,20 +172,26 @@ class Stage:
         totals: str,
         complete: Callable[[tuple[Any, ...]], bool],
         disturb: Callable[[], None] | None = None,
+        give_up_s: float = GIVE_UP_S,
     ) -> Measured:
         """Measure from the subscription to the queues until the last change of the totals; then all must be there.
 
         A round that is not through in time is stopped. `disturb` is called once, when half of the messages are taken
-        from the queues; a disturbed round may end incomplete, when nothing has changed for `GIVE_UP_S`.
+        from the queues; a disturbed round may end incomplete, when nothing has changed for `give_up_s`.
         """
-        deadline = time.monotonic() + 40 + events / 50
+        deadline = time.monotonic() + 40 + events / 50 + (give_up_s if disturb is not None else 0)
         wait_until(lambda: any(self.queue(queue)[1] for queue in topology.QUEUES), 60)
         before, started = self._cpu_s(), time.monotonic()
         changed, last, disturbed, late = started, (), disturb is None, False
+        unfinished = started
         with cursor_on(self.database_url) as cursor:
-            while time.monotonic() - changed < QUIET_S or not complete(last):
+            while True:
+                if time.monotonic() - changed >= QUIET_S:
+                    if complete(last):
+                        break
+                    unfinished = time.monotonic()
                 late = time.monotonic() > deadline
-                if late or (disturb is not None and disturbed and time.monotonic() - changed > GIVE_UP_S):
+                if late or (disturb is not None and disturbed and time.monotonic() - changed > give_up_s):
                     break
                 time.sleep(LOOK_S)
                 ready = self.ready()
@@ -198,21 +206,34 @@ class Stage:
                 if now != last:
                     changed, last = time.monotonic(), now
         late = late and disturb is None
-        after, seconds = self._cpu_s(), (time.monotonic() if late else changed) - started
+        after, seconds = self._cpu_s(), (time.monotonic() if late else max(changed, unfinished)) - started
         cpu_s = {name: (after[name] - before.get(name, 0)) * 10_000 / events for name in after}
-        return Measured(seconds, events / seconds, cpu_s, self._peak_mb(), late)
+        return Measured(seconds, events / seconds, cpu_s, self.peak_mb(), late)
 
     def _cpu_s(self) -> dict[str, float]:
         pids = {name: child.pid for name, child in self.processes.items()}
         pids |= {"PostgreSQL": self.servers.postgres.pid, "RabbitMQ": self.servers.rabbitmq.pid}
         return {name: machine.cpu_s(pid) for name, pid in pids.items()}
 
-    def _peak_mb(self) -> dict[str, float]:
+    def peak_mb(self) -> dict[str, float]:
+        """The most memory each process that still runs ever had resident, in MB."""
         return {
             f"{name} {number}" if number else name: machine.peak_mb(pid)
             for name, child in self.processes.items()
             for number, pid in enumerate(machine.tree(child.pid))
         }
+
+
+def rows_of(database_url: str) -> Callable[[str], list[tuple[Any, ...]]]:
+    """What runs a query in this database."""
+
+    def rows(sql: str) -> list[tuple[Any, ...]]:
+        with cursor_on(database_url) as cursor:
+            cursor.execute(sql)
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
+
+    return rows
 
 
 def program(name: str) -> str:

@@ -5,6 +5,7 @@ order. Cancellations name an order some hundred lines back. The same shape, size
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -102,6 +103,8 @@ class Truth(NamedTuple):
     usages: int
     payments: int
     paid_minor: int
+    segments: int
+    """Customers with a sale that is not cancelled."""
     points: dict[str, int]
     """Lifetime points by customer, when its events are applied in order."""
 
@@ -115,6 +118,7 @@ def truth(stream: Sequence[str]) -> Truth:
     """Fold the lines in the plainest way there is."""
     sold: dict[str, tuple[str, int, int]] = {}
     points: dict[str, int] = {}
+    active: Counter[str] = Counter()
     spent = cancelled = usages = payments = paid = 0
     for line in stream:
         event = json.loads(line)
@@ -127,6 +131,7 @@ def truth(stream: Sequence[str]) -> Truth:
                 customer, amount, earned = sold[data["order_id"]]
                 cancelled += 1
                 spent -= amount
+                active[customer] -= 1
                 points[customer] -= earned
             case _:
                 customer = data["customer_id"]
@@ -137,5 +142,7 @@ def truth(stream: Sequence[str]) -> Truth:
                 points[customer] = before + earned
                 sold[data.get("order_id") or data["transaction_id"]] = customer, amount, earned
                 spent += amount
+                active[customer] += 1
                 usages += "payment_method" in data
-    return Truth(len(sold), cancelled, spent, usages, payments, paid, points)
+    segments = sum(sales > 0 for sales in active.values())
+    return Truth(len(sold), cancelled, spent, usages, payments, paid, segments, points)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import pika
 
 from benchmarks import effects, faststream_peer, plain_dramatiq, procrastinate_peer
-from benchmarks.stage import Measured, Servers, Stage, cursor_on, program
+from benchmarks.stage import GIVE_UP_S, WORKERS, Measured, Servers, Stage, cursor_on, program, rows_of
 from benchmarks.streams import Truth, truth
 from benchmarks.verdict import OURS, PEERS, Verdict, judge
 from customer_actors.domain.routing import ACTORS
@@ -22,6 +22,7 @@ from customer_actors.storage.actors import Stores
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
+from tests.servers.process import wait_until
 
 OUR_POSITIONS: Final = {
     "customer": "head",
@@ -30,7 +31,6 @@ OUR_POSITIONS: Final = {
     "credit_state": "position",
     "customer_segment": "position",
 }
-WORKERS: Final = 2
 
 
 def our_totals(customers: Sequence[int] = ()) -> str:
@@ -58,7 +58,7 @@ class Subject(NamedTuple):
 
     name: str
     share: float
-    """How many of a scenario's events it gets: a slow one would take an hour for all of them."""
+    """How much of a scenario's stream it gets, from its beginning: a slow one would take an hour for all of it."""
     run: Callable[[Servers, Sequence[str], bool], Round]
     """(servers, stream, kill a worker half-way)"""
 
@@ -73,7 +73,9 @@ def plain_queues(connection: pika.BlockingConnection) -> None:
             channel.queue_bind(source.queue, source.exchange, key)
 
 
-def _peer(start: Callable[[Stage], None]) -> Callable[[Servers, Sequence[str], bool], Round]:
+def _peer(
+    start: Callable[[Stage], None], give_up_s: float = GIVE_UP_S
+) -> Callable[[Servers, Sequence[str], bool], Round]:
     def run(servers: Servers, stream: Sequence[str], kill: bool) -> Round:
         wanted = truth(stream)
         with servers.stage(plain_queues) as stage:
@@ -82,8 +84,8 @@ def _peer(start: Callable[[Stage], None]) -> Callable[[Servers, Sequence[str], b
             stage.publish(stream)
             start(stage)
             disturb = stage.kill_a_worker if kill else None
-            measured = stage.watch(len(stream), effects.TOTALS, lambda now: _all_there(now, wanted), disturb)
-            return Round(measured, None if measured.late else judge(stage.database_url, PEERS, stream, wanted))
+            measured = stage.watch(len(stream), effects.TOTALS, lambda now: _all_there(now, wanted), disturb, give_up_s)
+            return Round(measured, None if measured.late else judge(rows_of(stage.database_url), PEERS, stream, wanted))
 
     return run
 
@@ -110,10 +112,11 @@ def start_faststream(stage: Stage) -> None:
 def _start_procrastinate(stage: Stage) -> None:
     module = procrastinate_peer.__name__
     schema = stage.start("schema", sys.executable, "-m", module, "schema")
-    while schema.running:
-        time.sleep(0.02)
+    wait_until(lambda: not schema.running)
     for name in ("workers", "more workers"):
         stage.start(name, sys.executable, "-m", module, "work")
+    registered = rows_of(stage.database_url)
+    wait_until(lambda: registered("SELECT count(*) FROM procrastinate_workers") == [(WORKERS,)])
     stage.start("consumer", sys.executable, "-m", module, "consume")
 
 
@@ -140,7 +143,7 @@ def ours(servers: Servers, stream: Sequence[str], kill: bool, processes: int = W
         left = stage.ready()
         assert not measured.late, "not through in time"
         assert not left, f"{left} messages were not acknowledged"
-        return Round(measured, judge(stage.database_url, OURS, stream, truth(stream)))
+        return Round(measured, judge(rows_of(stage.database_url), OURS, stream, truth(stream)))
 
 
 @contextmanager
@@ -154,7 +157,7 @@ def migrated(database_url: str) -> Iterator[Stores]:
         database.release()
 
 
-def in_one_process(folder: Path, stream: Sequence[str]) -> Measured:
+def in_one_process(folder: Path, stream: Sequence[str]) -> Round:
     """Ours embedded: a file into a fresh SQLite database, from its first line until nobody is behind."""
     source, path = folder / "events.jsonl", folder / "embedded.db"
     source.write_text("".join(line + "\n" for line in stream))
@@ -163,15 +166,16 @@ def in_one_process(folder: Path, stream: Sequence[str]) -> Measured:
         service.feed(file)
         service.drain()
         seconds, cpu_s = time.monotonic() - started, time.process_time() - before_s
+        verdict = judge(service.database.query, OURS, stream, truth(stream))
     for made in folder.glob("embedded.db*"):
         made.unlink()
-    return Measured(seconds, len(stream) / seconds, {"embedded": cpu_s * 10_000 / len(stream)}, {})
+    return Round(Measured(seconds, len(stream) / seconds, {"embedded": cpu_s * 10_000 / len(stream)}, {}), verdict)
 
 
 SUBJECTS: Final = (
     Subject("plain Dramatiq, a message per event", 0.2, _peer(start_plain(split=False))),
     Subject("plain Dramatiq, a message per actor", 0.1, _peer(start_plain(split=True))),
     Subject("FastStream and asyncpg", 0.25, _peer(start_faststream)),
-    Subject("Procrastinate, lock=customer", 0.05, _peer(_start_procrastinate)),
+    Subject("Procrastinate, lock=customer", 0.05, _peer(_start_procrastinate, procrastinate_peer.RECOVERED_S)),
     Subject("this project", 1.0, ours),
 )

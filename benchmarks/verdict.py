@@ -1,10 +1,9 @@
 """What became of a stream in a subject's tables: the same totals, nothing missing, doubled or out of order?"""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from benchmarks.stage import cursor_on
 from benchmarks.streams import Truth
 from customer_actors.domain.events import EventType
 
@@ -15,7 +14,8 @@ class Ledger(NamedTuple):
     sums: str
     """One row, as `Truth.sums`."""
     applied: str
-    """(customer, reference, points) of every loyalty entry, in the order they were applied within a customer."""
+    """(customer, reference, points) of every loyalty entry: of the peers in the order they were written, of ours by the
+    position in the stream, whose order no actor can leave without another result (`wrong_customers`)."""
     points: str
     """(customer, lifetime points)"""
     doubles: str
@@ -25,7 +25,8 @@ class Ledger(NamedTuple):
 PEERS: Final = Ledger(
     sums="SELECT (SELECT count(*) FROM sale), (SELECT sum(cancelled) FROM customer_stats), "
     "(SELECT sum(total_spent) FROM customer_stats), (SELECT count(*) FROM credit_usage), "
-    "(SELECT count(*) FROM credit_payment), (SELECT sum(amount) FROM credit_payment)",
+    "(SELECT count(*) FROM credit_payment), (SELECT sum(amount) FROM credit_payment), "
+    "(SELECT count(*) FROM segment WHERE code IS NOT NULL)",
     applied="SELECT customer_id, order_id, points FROM loyalty_ledger ORDER BY id",
     points="SELECT customer_id, lifetime_points FROM loyalty",
     doubles="SELECT (SELECT count(*) - count(DISTINCT order_id) FROM sale) + "
@@ -39,12 +40,12 @@ OURS: Final = Ledger(
     sums=f"SELECT (SELECT count(*) FROM event WHERE type IN {_SALES}), "
     "(SELECT sum(cancelled_orders) FROM stats_state), (SELECT sum(total_spent_minor) FROM stats_state), "
     "(SELECT count(*) FROM credit_usage), (SELECT count(*) FROM credit_payment), "
-    "(SELECT sum(amount_minor) FROM credit_payment)",
+    "(SELECT sum(amount_minor) FROM credit_payment), (SELECT count(*) FROM customer_segment WHERE code IS NOT NULL)",
     applied="SELECT c.customer_id, e.reference, l.points FROM loyalty_entry l "
     "JOIN event e ON (e.customer, e.position) = (l.customer, l.position) JOIN customer c ON c.id = l.customer "
     "ORDER BY l.customer, l.position",
     points="SELECT c.customer_id, s.lifetime_points FROM loyalty_state s JOIN customer c ON c.id = s.customer",
-    doubles="SELECT (SELECT count(*) - count(DISTINCT (e.reference, l.points > 0)) FROM loyalty_entry l "
+    doubles="SELECT (SELECT count(*) - count(DISTINCT e.reference || (l.points > 0)) FROM loyalty_entry l "
     "JOIN event e ON (e.customer, e.position) = (l.customer, l.position)) + "
     "(SELECT count(*) - count(DISTINCT reference) FROM credit_usage) + "
     "(SELECT count(*) - count(DISTINCT reference) FROM credit_payment) + "
@@ -65,20 +66,22 @@ class Verdict(NamedTuple):
     wrong_customers: int
     """Customers whose lifetime points are not those of their events in order."""
 
+    @property
+    def wrong(self) -> int:
+        """Everything that is wrong, in one figure."""
+        return (not self.totals_equal) + self.inversions + self.doubles + self.missing + self.wrong_customers
 
-def judge(database_url: str, ledger: Ledger, stream: Sequence[str], truth: Truth) -> Verdict:
+
+Rows = Callable[[str], list[tuple[Any, ...]]]
+"""Runs a query in a subject's database."""
+
+
+def judge(rows: Rows, ledger: Ledger, stream: Sequence[str], truth: Truth) -> Verdict:
     """Compare the tables with the stream."""
-    with cursor_on(database_url) as cursor:
-
-        def rows(sql: str) -> list[tuple[Any, ...]]:
-            cursor.execute(sql)
-            found: list[tuple[Any, ...]] = cursor.fetchall()
-            return found
-
-        sums = tuple(int(figure or 0) for figure in rows(ledger.sums)[0])
-        applied = rows(ledger.applied)
-        points = dict(rows(ledger.points))
-        doubles = rows(ledger.doubles)[0][0]
+    sums = tuple(int(figure or 0) for figure in rows(ledger.sums)[0])
+    applied = [(customer, reference, points) for customer, reference, points in rows(ledger.applied) if points]
+    points: dict[str, int] = dict(rows(ledger.points))
+    doubles = rows(ledger.doubles)[0][0]
     number_of = _numbers(stream)
     seen = {(reference, amount > 0) for _, reference, amount in applied}
     wrong = sum(points.get(customer, 0) != wanted for customer, wanted in truth.points.items())
