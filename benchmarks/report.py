@@ -228,7 +228,7 @@ def _cpu(results: Results) -> str:
         }
         peaks = max(peak_mb(each.measured) for each in rounds)
         each_s = ", ".join(f"{process} {value:.2f}" for process, value in used.items())
-        rows.append((name, f"{sum(used.values()):.2f}", each_s, f"{peaks:.0f}"))
+        rows.append((name, f"{sum(used.values()):.2f}", each_s, f"{peaks:.0f}" if peaks else ""))
     return _table(("subject", "all", "by process", "largest process, MB"), rows)
 
 

@@ -18,8 +18,7 @@ PGBENCH: Final = "pgbench, a transaction per event"
 PACES: Final = (100, 500, 1_500)
 PROCESSES: Final = (1, 2, 4)
 LOADED_SPREAD: Final = 499
-"""Distance of the customers that buy in a loaded database, so that they stand all over its tables; odd, so that every
-second of them buys at a till, as everywhere else."""
+"""Distance of the customers that buy in a loaded database, so that they stand all over its tables."""
 
 WATCHED_OF: Final = 8
 """One of so many customers is watched for changes there, so that the meter costs next to nothing: each of the last
@@ -122,7 +121,8 @@ def history(results: Results, servers: Servers, say: Say) -> None:
         cursor.execute("SELECT pg_database_size(current_database())")
         stored = results.sizes.history_customers * loaded.PER_CUSTOMER
         results.machine["bytes stored per event"] = f"{cursor.fetchone()[0] / stored:.0f}"
-    spread = max(1, min(LOADED_SPREAD, results.sizes.history_customers * 10 // results.sizes.events))
+    spread = min(LOADED_SPREAD, results.sizes.history_customers * 10 // results.sizes.events)
+    spread = (spread - 1) | 1  # odd, so that every second of them buys at a till, as everywhere else
     for number in range(1, results.sizes.rounds + 1):
         stream = streams.lines("uniform", results.sizes.events, seed=10 + number, spread=spread)
         both = [("empty", None), ("full", full)]
