@@ -32,6 +32,8 @@ from tests.storage.support import Storage
 THREADS = 4
 QUEUES = ("dispatcher", "held", *ACTORS, *NIGHTS)
 CONSUMERS = 2 * len(QUEUES)
+RECOVERED_S = 30
+"""From the first malformed message until all threads are at work and all work is done [G14]."""
 POISON = (properties(table((b"when", timestamp(568_971_820_800)))), properties(table((b"deep", nested(3_000)))))
 """A time in the year 20000, and a table in a table in a table."""
 
@@ -77,12 +79,23 @@ def beats(database: Database) -> list[Beat]:
     return [*all_beats(database)]
 
 
-def at_full_strength(storage: Storage) -> bool:
+def at_full_strength(storage: Storage, since_us: int = 0) -> bool:
+    """Whether a beat of the last seconds, written after `since_us`, tells of all threads."""
     now_us = time.time_ns() // 1_000
     return any(
-        beat.is_fresh(now_us, 5_000_000) and beat.trouble is None and beat.threads_alive >= THREADS + CONSUMERS
+        beat.is_fresh(now_us, 5_000_000)
+        and beat.at_us > since_us
+        and beat.trouble is None
+        and beat.threads_alive >= THREADS + CONSUMERS
         for beat in beats(storage.database)
     )
+
+
+def assert_recovered(storage: Storage, began_s: float) -> None:
+    """Wait for a beat that was written from now on, when the poison is gone: all threads are at work, and in time."""
+    gone_us = time.time_ns() // 1_000
+    wait_until(lambda: at_full_strength(storage, gone_us))
+    assert time.monotonic() - began_s < RECOVERED_S
 
 
 def through(storage: Storage) -> bool:
@@ -174,6 +187,7 @@ def test_malformed_bodies_between_actors_take_no_thread_away_and_no_effect(
 ) -> None:
     with worker(tmp_path, env) as process:
         wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]), 60)
+        began_s = time.monotonic()
         with channel_of(env["RABBITMQ_URL"]) as channel:
             for queue in [name + suffix for name in QUEUES for suffix in ("", ".DQ")]:
                 for each in malformed(queue):
@@ -185,7 +199,7 @@ def test_malformed_bodies_between_actors_take_no_thread_away_and_no_effect(
         with channel_of(env["RABBITMQ_URL"]) as channel:
             wait_until(lambda: sum(waiting(channel, f"{queue}.XQ") for queue in QUEUES) == refused)
             assert not any(waiting(channel, queue) for name in QUEUES for queue in (name, f"{name}.DQ"))
-        assert at_full_strength(storage)
+        assert_recovered(storage, began_s)
         [beat] = beats(storage.database)
         assert process.logged().count("Restarting consumer") == 0
         assert "nobody" not in process.logged()
@@ -198,6 +212,7 @@ def test_headers_that_end_any_client_between_actors_stop_no_queue(
     """Classic queues have no delivery limit: such a message would come back to its consumer for ever."""
     with worker(tmp_path, env) as process:
         wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]), 60)
+        began_s = time.monotonic()
         with FramePublisher(env["RABBITMQ_URL"]) as frames:
             for queue in [name + suffix for name in QUEUES for suffix in ("", ".DQ")]:
                 for poison in POISON:
@@ -210,7 +225,7 @@ def test_headers_that_end_any_client_between_actors_stop_no_queue(
         with channel_of(env["RABBITMQ_URL"]) as channel:
             wait_until(lambda: sum(waiting(channel, f"{queue}.XQ") for queue in QUEUES) == refused, 30)
             assert not any(waiting(channel, queue) for name in QUEUES for queue in (name, f"{name}.DQ"))
-        assert at_full_strength(storage)
+        assert_recovered(storage, began_s)
         assert process.logged().count("Restarting consumer") == 0
 
 
