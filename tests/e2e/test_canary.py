@@ -32,7 +32,12 @@ ORDER: Final = "canary-order-91be"
 AMOUNT: Final = "7654321.98"
 HUGE: Final = "907199254740.91"
 PASSWORD: Final = "canary-password-c0de"
-CANARIES: Final = ("canary", AMOUNT, AMOUNT.replace(".", ""), HUGE, HUGE.replace(".", ""))
+LARGEST: Final = 2**63 - 1
+"""That a column can hold, in minor units."""
+CANARIES: Final = (
+    *("canary", AMOUNT, AMOUNT.replace(".", ""), HUGE, HUGE.replace(".", "")),
+    *(str(LARGEST), str(LARGEST + int(HUGE.replace(".", "")))),
+)
 TRACE: Final = "trace_of_everything"
 
 
@@ -137,7 +142,7 @@ def test_no_canary_is_seen_outside_the_database(
         wait_until(lambda: database.query("SELECT count(*) FROM quarantine") == [(len(BAD),)], 60)
         # A fold that raises, for one customer; and for the other a sum that the database refuses.
         tamper(database, "UPDATE event SET rules = 99 WHERE position = 2 AND reference LIKE ?", f"{ORDER}%")
-        tamper(database, "UPDATE event SET amount_minor = 9223372036854775807 WHERE reference = ?", f"{ORDER}-7")
+        tamper(database, f"UPDATE event SET amount_minor = {LARGEST} WHERE reference = ?", f"{ORDER}-7")
         with running(tmp_path, env, workers=WORKERS, scheduler=SCHEDULER) as workers:
             wait_until(lambda: {"loyalty", "stats"} <= held(database), 60)
             database.release()
