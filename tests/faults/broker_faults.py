@@ -30,7 +30,7 @@ def kill(stage: Stage, rng: random.Random) -> int:
     return 1
 
 
-@fault("broker: down for a while", "outages")
+@fault("broker: down for a while", f"outages of {OUTAGE_S:g} s")
 def down(stage: Stage, rng: random.Random) -> int:
     stage.more(rng.randrange(20, 200))
     stage.rabbitmq.stop()

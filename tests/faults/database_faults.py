@@ -45,7 +45,7 @@ def kill(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("database: down for a while", "outages")
+@fault("database: down for a while", f"outages of {OUTAGE_S:g} s")
 def down(stage: Stage, rng: random.Random) -> int:
     stage.more(rng.randrange(20, 150))
     stage.postgres.stop("fast")
@@ -131,7 +131,7 @@ def _locks_given_up(stage: Stage) -> int:
     return stage.postgres.logged().count("canceling statement due to lock timeout")
 
 
-@fault("database: row locks held by somebody else", "times", recovers_s=40)
+@fault("database: row locks held by somebody else", f"locks of {_LOCKED_S:g} s", recovers_s=40)
 def row_locks(stage: Stage, rng: random.Random) -> int:
     """The busiest customers are locked, longer than the service waits for a lock; ingest needs these rows too. A bundle
     that met the lock is tried again up to 30 s later."""
