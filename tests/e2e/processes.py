@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.servers.process import wait_until
 
 BIN = Path(sys.executable).parent
+ENDS_S = 4
+"""From SIGTERM to the end of a process [G15]."""
 INGEST = (str(BIN / "customer-actors"), "ingest")
 WORKERS = (
     str(BIN / "dramatiq"),
@@ -63,10 +65,10 @@ class Process:
         self.kill()
         self._start()
 
-    def terminate(self) -> int:
-        """SIGTERM to it alone, as a supervisor does; returns the exit code."""
+    def terminate(self, seconds: float = 20) -> int:
+        """SIGTERM to it alone, as a supervisor does; returns the exit code. TimeoutExpired when it takes longer."""
         self._process.terminate()
-        return self._process.wait(timeout=20)
+        return self._process.wait(timeout=seconds)
 
     def wait(self, seconds: float = 60) -> int:
         """The exit code of a process that ends by itself."""
@@ -97,4 +99,4 @@ def running(folder: Path, env: Mapping[str, str], **commands: Sequence[str]) -> 
             process.kill()
 
 
-__all__ = ["BIN", "INGEST", "SCHEDULER", "WORKERS", "Process", "running", "wait_until"]
+__all__ = ["BIN", "ENDS_S", "INGEST", "SCHEDULER", "WORKERS", "Process", "running", "wait_until"]

@@ -2,9 +2,12 @@
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pika
+import psycopg2
 import pytest
 
 from customer_actors.ingest.publish import publish
@@ -13,7 +16,7 @@ from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.views import customer_view
-from tests.e2e.processes import BIN, INGEST, SCHEDULER, WORKERS, Process, running, wait_until
+from tests.e2e.processes import BIN, ENDS_S, INGEST, SCHEDULER, WORKERS, Process, running, wait_until
 from tests.servers.process import alive, descendants
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +86,7 @@ READY = {"ingest": "consuming", "worker": "ready for action", "scheduler": "even
     [("ingest", INGEST), ("worker", WORKERS), ("scheduler", SCHEDULER)],
     ids=lambda each: str(each)[:9],
 )
-def test_sigterm_ends_a_process_with_success(
+def test_sigterm_ends_a_process_within_four_seconds_with_success(
     postgres_url: str, rabbitmq_url: str, tmp_path: Path, name: str, command: tuple[str, ...]
 ) -> None:
     database = open_database(postgres_url)
@@ -93,7 +96,58 @@ def test_sigterm_ends_a_process_with_success(
     with running(tmp_path, env, it=command) as processes:
         process: Process = processes["it"]
         wait_until(lambda: READY[name] in process.logged(), 60)
-        assert process.terminate() == 0
+        assert process.terminate(ENDS_S) == 0
+
+
+def lock_waits(database: Database) -> int:
+    """How many connections to this database wait for a lock that somebody else has."""
+    return int(
+        database.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )[0][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "queue"), [("ingest", "event", "customer_order_queue"), ("worker", "stats_state", "stats")]
+)
+def test_sigterm_ends_a_process_that_hangs_in_a_transaction_and_its_message_comes_again(
+    postgres_url: str, rabbitmq_url: str, tmp_path: Path, name: str, table: str, queue: str
+) -> None:
+    """Work that cannot be done in four seconds is given up; nothing was acknowledged for it [G15]."""
+    database = open_database(postgres_url)
+    migrate(database)
+    env = {
+        "DATABASE_URL": postgres_url,
+        "RABBITMQ_URL": rabbitmq_url,
+        "CUSTOMER_ACTORS_SWEEP_SECONDS": "3600",  # nobody else rings
+    }
+    with running(tmp_path, env, ingest=INGEST, worker=WORKERS) as processes:
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') == 3, 60)
+        wait_until(lambda: processes["worker"].logged().count("ready for action") == 2, 60)
+        publish(rabbitmq_url, MINIMAL[:1])
+        wait_until(lambda: orders(database) == 1, 60)
+        with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            publish(rabbitmq_url, MINIMAL[1:2])
+            wait_until(lambda: lock_waits(database) > 0)
+            processes[name].terminate(ENDS_S)
+            wait_until(lambda: ready(rabbitmq_url, queue) == 1)
+            assert orders(database) == 1
+        processes[name].restart()
+        wait_until(lambda: orders(database) == 2, 60)
+    database.release()
+
+
+def orders(database: Database) -> int:
+    """The customer's completed orders, as far as the statistics have come."""
+    return int(view(database).get("stats", {}).get("orders", 0))
+
+
+def ready(url: str, queue: str) -> int:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
+        return count
 
 
 def test_workers_end_when_their_main_process_was_killed(postgres_url: str, rabbitmq_url: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Final
 from tests.faults.faults import fault
 from tests.faults.stage import INGEST, WORKER, Stage
 
+_ENDS_S: Final = 4
+"""From SIGTERM to the end of a process [G15]."""
 _HEARTBEAT_S: Final = 2
 
 
@@ -45,6 +47,18 @@ def kill_worker_main(stage: Stage, rng: random.Random) -> int:
         stage.more(rng.randrange(20, 120))
         kills += _killed(stage, stage.processes[WORKER].pid)
     return kills
+
+
+@fault("SIGTERM of ingest and of the workers at work", "stops", short=True, ends_processes=True)
+def terminated(stage: Stage, rng: random.Random) -> int:
+    """Each ends within four seconds; what it has not committed is not acknowledged either, and comes again [G15]."""
+    names = (INGEST, WORKER) * 2
+    for name in names:
+        stage.more(rng.randrange(20, 120))
+        stage.until(stage.workers_ready)  # a process that has only begun to start has nothing to lose
+        stage.terminate(name, seconds=_ENDS_S)
+        stage.supervise()
+    return len(names)
 
 
 def _short_heartbeat(stage: Stage) -> None:

@@ -48,6 +48,8 @@ SERVICE: Final = "shop_service"
 WAIT_S: Final = 60
 OUTAGE_S: Final = float(os.environ.get("OUTAGE_S") or 10)
 """How long a server is down or a row locked, in the faults that are about that; ten minutes in the long run."""
+_ENDS_S: Final = 8
+"""From SIGTERM to the end of a process, whatever a fault has left behind."""
 _UNDER_WAY_S: Final = 1
 """Whatever was under way when a fault began is through or has failed after that."""
 _LOOK_S: Final = 0.05
@@ -174,11 +176,15 @@ class Stage:
         expected = {topology.DEAD_LETTER_QUEUE: dead_letters} if dead_letters else {}
         self.until(lambda: self.left(topology.DEAD_LETTER_QUEUE) == expected)
 
-    def terminate(self) -> None:
-        """SIGTERM to all, as at the end of every shift; nobody starts them again."""
+    def terminate(self, *names: str, seconds: float = _ENDS_S) -> None:
+        """SIGTERM to these, one after the other; AssertionError when one had to be killed."""
+        killed = [name for name in names if not self.processes[name].end(signal.SIGTERM, seconds)]
+        assert not killed, f"killed, for they still ran {seconds} s after SIGTERM: {killed}"
+
+    def terminate_all(self) -> None:
+        """As at the end of every shift; nobody starts them again."""
         self.supervised = False
-        for child in self.processes.values():
-            child.end(signal.SIGTERM, 8)
+        self.terminate(*self.processes)
 
     def command(self, *words: str, seconds: float = 60) -> None:
         """Run one `customer-actors` command to its end; CalledProcessError when it fails."""

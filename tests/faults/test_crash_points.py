@@ -144,7 +144,7 @@ def _live_stage(open_stage: Open, name: str) -> Iterator[tuple[Stage, Publisher]
         stage.until(stage.settled)
         recovery_s = time.monotonic() - began_s
         stage.assert_nothing_hangs()
-        stage.terminate()
+        stage.terminate_all()
         database = open_database(stage.postgres.url(stage.database))
         try:
             found = check(database, load_settings({}).rules(), LINES, stage.accounts, datetime.now(UTC).date())

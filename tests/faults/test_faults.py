@@ -59,7 +59,7 @@ def test_nothing_is_lost_doubled_or_disordered_by(
         recovery_s = time.monotonic() - over_s
         if settled:
             stage.assert_nothing_hangs(fault.dead_letters)
-        stage.terminate()
+        stage.terminate_all()
         stage.until(lambda: not stage.orphans() and not stage.connections(), 15)
         row = judged(fault, stage, publisher, times, recovery_s)
         assert settled, stage.open_matters

@@ -1,6 +1,5 @@
 """The heavy runs of docs/guarantees.md, for `make faults` only; HEAVY=0.05 runs them at a twentieth of their size."""
 
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -105,7 +104,7 @@ def test_a_million_events_of_one_customer_leave_memory_and_the_others_alone(open
 def _flood_standing(stage: Stage, events: int, customers: Sequence[str]) -> float:
     """Have a flood stand in the queue, and then taken in; returns how many were published per second."""
     stage.supervised = False
-    stage.processes[INGEST].end(signal.SIGTERM, 8)
+    stage.terminate(INGEST)
     per_s = flood(stage.rabbitmq_url, events, customers)
     stage.supervised = True
     stage.start(INGEST)

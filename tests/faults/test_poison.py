@@ -62,14 +62,14 @@ def test_exactly_the_poisoned_are_parked_and_after_a_fix_a_release_brings_everyb
         parked = _judge_parked(stage, seed)
         # The fix.
         stage.commands[WORKER] = COMMANDS[WORKER]
-        stage.processes[WORKER].end(signal.SIGTERM, 8)
+        stage.terminate(WORKER)
         stage.supervise()
         began_s = time.monotonic()
         stage.command("held", "release", "--all", "--reason", "what failed was mended")
         stage.until(_seldom(lambda: not stage.behind()), SETTLED_S)
         recovery_s = time.monotonic() - began_s
         stage.assert_nothing_hangs()
-        stage.terminate()
+        stage.terminate_all()
         _judge_all(stage, publisher, f"{kills} kills, {len(parked)} holds parked", recovery_s)
         stage.command("audit", seconds=1800)
     assert parked

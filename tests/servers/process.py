@@ -74,14 +74,16 @@ class Child:
                 log = self._log.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"{self._process.args!r} did not get ready; its log ends:\n{log}")
 
-    def end(self, how: signal.Signals, seconds: float = 30) -> None:
-        """Ask it to end with the signal `how`; kill it when it does not within `seconds`."""
+    def end(self, how: signal.Signals, seconds: float = 30) -> bool:
+        """Ask it to end with the signal `how`; kill it when it does not within `seconds`. Whether it did."""
         family = descendants(self.pid)
         if self.running:
             self._process.send_signal(how)
-        if not self._ended_within(seconds):
+        ended = self._ended_within(seconds)
+        if not ended:
             self._process.kill()
         self._bury(family)
+        return ended
 
     def kill(self) -> None:
         """Kill -9 of the server and everything it started."""
