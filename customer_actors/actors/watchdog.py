@@ -18,8 +18,9 @@ STUCK_S: Final = 300.0
 """Far above what any message may take: rounds end after 2 s, statements after 60 s, a connection attempt after 5 s."""
 LOOK_S: Final = 2.0
 _LAST_WORDS_S: Final = 5.0
-STOP_S: Final = 2.5
-"""How long a stop may take; Dramatiq begins it up to 1 s after SIGTERM [G15].
+STOP_S: Final = 1.8
+"""How long a stop may take; Dramatiq begins it up to 1 s after SIGTERM, and its main process needs up to 1 s after its
+last worker [G15].
 
 It closes the connection of a consumer whose thread is perhaps still reading from it, and then may wait for ever for an
 answer that the other thread took. Its main process waits with it, so nobody would start the workers again.

@@ -23,7 +23,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
 from tests.cli.running import invoke
-from tests.e2e.processes import BIN, INGEST, Process, running, wait_until
+from tests.e2e.processes import BIN, ENDS_S, INGEST, Process, running, wait_until
 from tests.model.examples import order
 from tests.servers.amqp_frames import FramePublisher, nested, properties, table, timestamp
 from tests.servers.process import alive
@@ -313,6 +313,17 @@ def test_a_stop_that_hangs_while_connections_are_closed_ends_all_the_same(
         wait_until(lambda: at_full_strength(storage), 60)
         assert process.terminate() == 0
     assert "the stop hangs" in process.logged()
+
+
+def test_a_stop_that_hangs_in_the_procfiles_two_workers_ends_within_four_seconds(
+    storage: Storage, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Asked right after they are ready, they sleep a second before they look; Dramatiq's main process sleeps another
+    one behind the last of them [G15]."""
+    (tmp_path / "hanging.py").write_text(HANGING_STOP)
+    with worker(tmp_path, env, worker_of("hanging:setup", "--path", str(tmp_path), "--processes", "2")) as process:
+        wait_until(lambda: process.logged().count("ready for action") == 2, 60)
+        assert process.terminate(ENDS_S) == 0
 
 
 def test_a_killed_worker_turns_live_red_and_a_new_one_green_again(
