@@ -45,6 +45,10 @@ STATE: list[tuple[str, set[Told]]] = [
     ("UPDATE credit_state SET terms_days = 7", {(CREDIT, "terms_days", 7, 30)}),
     ("UPDATE credit_state SET used_minor = 1", {(CREDIT, "used", "0.01", "0.00")}),
     ("UPDATE credit_state SET unapplied_minor = 0", {(CREDIT, "unapplied", "0.00", "20.00")}),
+    (  # the database keeps money in suspense only where there is no account
+        "UPDATE credit_state SET suspense_minor = 1, status = NULL",
+        {(CREDIT, "suspense", "0.01", "0.00"), (CREDIT, "status", None, "active")},
+    ),
 ]
 CACHED: list[tuple[str, set[Told]]] = [
     (
@@ -133,6 +137,24 @@ FACTS: list[tuple[str, set[Told]]] = [
 ]
 SEGMENT: list[tuple[str, set[Told]]] = [
     ("UPDATE customer_segment SET recency = 4", {(SEGMENTATION, "recency", 4, 5)}),
+    ("UPDATE customer_segment SET frequency = 4", {(SEGMENTATION, "frequency", 4, 2)}),
+    ("UPDATE customer_segment SET monetary = 4", {(SEGMENTATION, "monetary", 4, 3)}),
+    (  # scores are judged by the figures beside them
+        "UPDATE customer_segment SET orders = 3",
+        {
+            (SEGMENTATION, "orders", 3, 2),
+            (SEGMENTATION, "frequency", 2, 3),
+            (SEGMENTATION, "code", "potential_loyalist", "loyal"),
+        },
+    ),
+    (
+        "UPDATE customer_segment SET last_purchase_date = '2024-06-02'",
+        {(SEGMENTATION, "last_purchase_date", "2024-06-02", "2024-06-01")},
+    ),
+    (
+        "UPDATE customer_segment SET total_spent_minor = 51001",
+        {(SEGMENTATION, "total_spent_minor", "510.01", "510.00")},
+    ),
     ("UPDATE customer_segment SET code = 'lost'", {(SEGMENTATION, "code", "lost", "potential_loyalist")}),
     ("UPDATE customer_segment SET cuts = 5", {(SEGMENTATION, "cuts", 5, None)}),
 ]
