@@ -71,6 +71,28 @@ def test_a_statement_or_a_lock_past_its_limit_is_an_outage(postgres_url: str) ->
         each.release()
 
 
+@pytest.mark.parametrize("code", ["40P01", "40001", "53100"], ids=["deadlock", "serialization failure", "disk full"])
+def test_a_transaction_given_up_for_others_or_for_want_of_room_is_an_outage(
+    postgres_storage: Storage, code: str
+) -> None:
+    """Taken for the data's fault it would hold the customer and charge an attempt."""
+    storage = postgres_storage
+    storage.receive(order("1", "10"))
+    storage.database.execute(
+        "CREATE FUNCTION give_up() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'given up' USING ERRCODE = '{code}'; END $$"
+    )
+    storage.database.execute(
+        "CREATE TRIGGER give_up BEFORE UPDATE ON loyalty_state FOR EACH ROW EXECUTE FUNCTION give_up()"
+    )
+    before = dump(storage.database)
+    with pytest.raises(Outage, match="given up"):
+        storage.advance("loyalty")
+    assert dump(storage.database) == before
+    storage.database.execute("DROP FUNCTION give_up CASCADE")
+    assert storage.advance("loyalty").applied == 1
+
+
 def test_between_two_calls_no_transaction_is_open(postgres_storage: Storage, postgres: PrivatePostgres) -> None:
     postgres_storage.settle(order("1", "10"))
     postgres_storage.database.query("SELECT 1")
