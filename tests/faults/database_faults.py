@@ -75,12 +75,17 @@ def lost_reply(stage: Stage, rng: random.Random) -> int:
     return proxy.lost_replies
 
 
-@fault("database: black hole", "times", prepare=_behind_proxy)
+@fault("database: black hole of 9 s, ended by a reset", "times", prepare=_behind_proxy)
 def black_hole(stage: Stage, rng: random.Random) -> int:
-    """Connections stay open and nothing moves, until the way is mended and breaks them off."""
+    """Connections stay open and nothing moves, until the way is mended and breaks them off.
+
+    It shows nothing of the limits of a connection: the proxy's host acknowledges what the proxy does not forward, so
+    neither keepalive nor tcp_user_timeout would ever end this, and statement_timeout is the server's, which hears
+    nothing. That they are set is `tests/storage/test_outage.py`'s.
+    """
     stage.more(rng.randrange(20, 150))
     _proxy(stage).swallow()
-    stage.assert_stands_still(8)
+    stage.assert_stands_still(8)  # after one second for what was under way
     _proxy(stage).release()
     return 1
 

@@ -47,11 +47,11 @@ class Proxy:
             return self._replies_to_lose
 
     def swallow(self) -> None:
-        """Become a black hole: connections stay open, and nothing moves."""
+        """Become a black hole: connections stay open, and nothing moves. To TCP both ends are there all the time."""
         self._open.clear()
 
     def release(self) -> None:
-        """End of the black hole: what hangs in it is broken off, new connections work."""
+        """End of the black hole: what hangs in it is reset, new connections work."""
         self.cut()
         self._open.set()
 
