@@ -6,7 +6,7 @@ from typing import Final
 
 import psycopg2
 
-from tests.faults.faults import fault
+from tests.faults.faults import SEVERAL, fault
 from tests.faults.proxy import Proxy
 from tests.faults.sabotage import sabotage
 from tests.faults.stage import OUTAGE_S, SERVICE, Stage
@@ -15,7 +15,7 @@ _LOCKED_S: Final = max(24.0, OUTAGE_S)
 """Longer than the service waits for a lock (20 s)."""
 
 
-@fault("database: fast restart", "restarts")
+@fault("database: fast restart", "restarts", events=SEVERAL)
 def fast_restart(stage: Stage, rng: random.Random) -> int:
     times = 3
     for _ in range(times):
@@ -25,7 +25,7 @@ def fast_restart(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("database: immediate restart", "restarts", short=True)
+@fault("database: immediate restart", "restarts", short=True, events=SEVERAL)
 def immediate_restart(stage: Stage, rng: random.Random) -> int:
     times = 3
     for _ in range(times):
@@ -35,7 +35,7 @@ def immediate_restart(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("database: kill -9", "kills")
+@fault("database: kill -9", "kills", events=SEVERAL)
 def kill(stage: Stage, rng: random.Random) -> int:
     times = 2
     for _ in range(times):
@@ -64,7 +64,7 @@ def _proxy(stage: Stage) -> Proxy:
     return stage.proxy
 
 
-@fault("database: reply to COMMIT lost", "replies", short=True, prepare=_behind_proxy)
+@fault("database: reply to COMMIT lost", "replies", short=True, events=SEVERAL, prepare=_behind_proxy)
 def lost_reply(stage: Stage, rng: random.Random) -> int:
     """Committed, but nobody was told: doing it again must not do it twice."""
     proxy = _proxy(stage)
@@ -94,7 +94,7 @@ def _connections_refused(stage: Stage) -> int:
     return stage.postgres.logged().count(f'too many connections for role "{SERVICE}"')
 
 
-@fault("database: connection limit reached", "times")
+@fault("database: connection limit reached", "times", events=SEVERAL)
 def connection_limit(stage: Stage, rng: random.Random) -> int:
     times = 2
     for _ in range(times):
@@ -152,7 +152,7 @@ def row_locks(stage: Stage, rng: random.Random) -> int:
     return 1
 
 
-@fault("database: a snapshot open all the time", "snapshots")
+@fault("database: a snapshot open all the time", "snapshots", events=2_500)
 def open_snapshot(stage: Stage, rng: random.Random) -> int:
     with closing(stage.connect()) as other:
         other.set_session(isolation_level=psycopg2.extensions.ISOLATION_LEVEL_REPEATABLE_READ)

@@ -11,6 +11,11 @@ Inject = Callable[[Stage, random.Random], int]
 """Injects the fault while traffic flows, and ends it; returns how many times it did."""
 
 
+SEVERAL: Final = 4_000
+"""Events for a fault that comes several times: each restart in between lasts many seconds of traffic where the machine
+is slow, and the last one must meet some too. Where it does not, `Stage.more` fails."""
+
+
 def nothing(_: Stage) -> None:
     """No preparation."""
 
