@@ -62,7 +62,29 @@ class Accounts:
         sound = {line.encode() for line in dict.fromkeys(lines) if self._message(line) is not None}
         return len(sound & {bytes(row[0]) for row in query("SELECT body FROM quarantine")})
 
+    def unpublished(self, lines: Sequence[str], query: Query) -> list[object]:
+        """Events and quarantined bodies that come from none of the lines, which must be all that was published.
 
+        Events of operators and of the nights are no messages, hence left out.
+        """
+        published: dict[tuple[str, str, str], set[str | None]] = {}
+        for message in filter(None, map(self._message, dict.fromkeys(lines))):
+            named = published.setdefault((message.organization_id, message.type.value, message.reference), set())
+            named.add(message.customer_id)
+        # A cancellation finds its customer through its sale.
+        events = [
+            row
+            for row in query(_MESSAGE_EVENTS)
+            if not {row[3], None if row[1] == EventType.ORDER_CANCELLED else row[3]} & published.get(row[:3], set())
+        ]
+        bodies = {line.encode() for line in lines}
+        return [*events, *({bytes(row[0]) for row in query("SELECT body FROM quarantine")} - bodies)]
+
+
+_MESSAGE_EVENTS: Final = (
+    "SELECT c.organization_id, e.type, e.reference, c.customer_id FROM event e JOIN customer c ON c.id = e.customer "
+    "WHERE e.type IN ('" + "', '".join(sorted(_KNOWN)) + "')"
+)
 _SALES: Final = "SELECT organization_id, channel, reference, customer_id, amount_minor, cancelled FROM sale"
 _PAYMENTS: Final = "SELECT organization_id, customer_id, reference, amount_minor FROM payment_key"
 

@@ -41,6 +41,8 @@ class Verdict(NamedTuple):
     wrong: list[str]
     applied: int
     """Positions in the order log: how much the proof stands on."""
+    held: int
+    """How often a customer was held or charged one more attempt, also if it went on since: an outage does neither."""
 
 
 def check(database: Database, rules: Rules, confirmed: Sequence[str], accounts: Accounts, today: date) -> Verdict:
@@ -50,6 +52,8 @@ def check(database: Database, rules: Rules, confirmed: Sequence[str], accounts: 
     wrong = list(found.wrong)
     if refused := accounts.wrongly_refused(confirmed, database.query):
         wrong.append(f"{refused} sound messages in quarantine")
+    if unsent := accounts.unpublished(confirmed, database.query):
+        wrong.append(f"{len(unsent)} events or quarantined bodies that nobody published: {unsent[:2]}")
     wrong += wrong_states(database, rules, today)
     return found._replace(lost=found.lost + len(accounts.missing(confirmed, database.query)), wrong=wrong)
 
@@ -70,7 +74,7 @@ def check_stored(database: Database, proof: OrderProof) -> Verdict:
     if held := scalar("SELECT count(*) FROM held_group"):
         wrong.append(f"{held} customers are still held")
     wrong += _positions(database)
-    return Verdict(lost, twice, proof.disorder, wrong, proof.positions)
+    return Verdict(lost, twice, proof.disorder, wrong, proof.positions, scalar("SELECT count(*) FROM hold_log"))
 
 
 def _unapplied(actor: str) -> str:

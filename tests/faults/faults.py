@@ -42,6 +42,8 @@ class Fault:
     """After so long, what is not through counts as lost [G11]."""
     ends_processes: bool = False
     """Whether processes of ours end by it; after any other fault those that ran before still run [G11]."""
+    holds: bool = False
+    """Whether customers are held by it: only where their data or a fold is at fault, never in an outage [G8]."""
 
 
 FAULTS: Final[list[Fault]] = []
@@ -59,6 +61,7 @@ def fault(
     dead_letters: int = 0,
     recovers_s: float = 30.0,
     ends_processes: bool = False,
+    holds: bool = False,
 ) -> Callable[[Inject], Inject]:
     """Put a function on the list."""
 
@@ -76,6 +79,7 @@ def fault(
                 dead_letters=dead_letters,
                 recovers_s=recovers_s,
                 ends_processes=ends_processes,
+                holds=holds,
             )
         )
         return inject

@@ -98,7 +98,7 @@ def _others_go_on(stage: Stage, customer: int) -> None:
     assert _held(stage, customer)
 
 
-@fault("input: the database refuses one customer", "customer", short=True)
+@fault("input: the database refuses one customer", "customer", short=True, holds=True)
 def refused_customer(stage: Stage, rng: random.Random) -> int:
     """A check violation in the bundle: halved until the one is found; the rest of the bundle is kept."""
     stage.more(rng.randrange(50, 200))
@@ -110,7 +110,7 @@ def refused_customer(stage: Stage, rng: random.Random) -> int:
     return 1
 
 
-@fault("input: one customer's events raise in the fold", "customer")
+@fault("input: one customer's events raise in the fold", "customer", holds=True)
 def raising_customer(stage: Stage, rng: random.Random) -> int:
     """Its events name business rules that do not exist; repaired later, they are applied in order."""
     stage.more(rng.randrange(50, 200))
@@ -141,7 +141,7 @@ def _patched(stage: Stage, fault_name: str, *names: str, **env: str) -> None:
         stage.commands[name] = (*ENTRY, *(["dramatiq"] if name == WORKER else []), *arguments)
 
 
-@fault("input: a bad deploy, every fold raises", "deploys", events=800, recovers_s=60, ends_processes=True)
+@fault("input: a bad deploy, every fold raises", "deploys", events=800, recovers_s=60, ends_processes=True, holds=True)
 def bad_deploy(stage: Stage, rng: random.Random) -> int:
     """Held customers lose nothing, not even their order, and go on after the good version is back."""
     stage.more(rng.randrange(20, 100))

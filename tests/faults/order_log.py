@@ -3,6 +3,8 @@
 The suite, not the product, puts triggers on the state tables and on the ledgers. Every change of a position leaves a
 row with the step it was (old and new position) and the transaction that made it; every ledger row leaves one with its
 position and transaction. The log is written inside the same transactions, so what was rolled back is not in it.
+
+A third log keeps every hold: one that was retried with success has left no other trace.
 """
 
 from collections.abc import Callable
@@ -27,6 +29,10 @@ CREATE TABLE ledger_log (
     id bigserial PRIMARY KEY, ledger text NOT NULL, actor text NOT NULL, customer bigint NOT NULL,
     position bigint NOT NULL, txid xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
+CREATE TABLE hold_log (
+    id bigserial PRIMARY KEY, actor text NOT NULL, customer bigint NOT NULL, position bigint NOT NULL,
+    attempts bigint NOT NULL, error text NOT NULL
+);
 CREATE FUNCTION log_step() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO order_log (actor, customer, old_position, new_position) VALUES (
@@ -41,6 +47,13 @@ BEGIN
     VALUES (TG_TABLE_NAME, TG_ARGV[0], NEW.customer, NEW.position);
     RETURN NULL;
 END $$;
+CREATE FUNCTION log_hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO hold_log (actor, customer, position, attempts, error)
+    VALUES (NEW.actor, NEW.customer, NEW.position, NEW.attempts, NEW.error);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER log_held AFTER INSERT OR UPDATE ON held_group FOR EACH ROW EXECUTE FUNCTION log_hold();
 """
 # A row is made at position 0; one made elsewhere would be a step over everything before it.
 _STATE_TRIGGERS: Final = """
@@ -81,6 +94,12 @@ CREATE TRIGGER log_written_{table} AFTER INSERT ON {table} BEGIN
     VALUES ('{table}', '{actor}', NEW.customer, NEW.position);
 END;
 """
+_SQLITE_HOLD: Final = """
+CREATE TRIGGER log_held_{event} AFTER {event} ON held_group BEGIN
+    INSERT INTO hold_log (actor, customer, position, attempts, error)
+    VALUES (NEW.actor, NEW.customer, NEW.position, NEW.attempts, NEW.error);
+END;
+"""
 INSTALL_SQLITE: Final = (
     """
 CREATE TABLE order_log (
@@ -90,7 +109,11 @@ CREATE TABLE order_log (
 CREATE TABLE ledger_log (
     id INTEGER PRIMARY KEY, ledger TEXT, actor TEXT, customer INTEGER, position INTEGER, txid INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE hold_log (
+    id INTEGER PRIMARY KEY, actor TEXT, customer INTEGER, position INTEGER, attempts INTEGER, error TEXT
+);
 """
+    + "".join(_SQLITE_HOLD.format(event=event) for event in ("INSERT", "UPDATE"))
     + "".join(_SQLITE_STATE.format(actor=actor, table=table) for actor, table in STATES.items())
     + "".join(_SQLITE_LEDGER.format(actor=actor, table=table) for table, actor in LEDGERS.items())
 )

@@ -10,8 +10,10 @@ from typing import Final, NamedTuple
 import pytest
 
 from customer_actors.embedded import embedded
+from customer_actors.ingest.topology import SOURCES
 from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
+from customer_actors.storage.append import EVENT
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.faults.accounts import Accounts
@@ -74,6 +76,8 @@ def test_an_undisturbed_run_is_clean(finished: Finished) -> None:
     assert found.applied > 2 * len(LINES)
 
 
+_TYPES: Final = [str(type_) for source in SOURCES for type_ in source.routing_keys]
+_OWED: Final = "cancelled_position IS NULL AND outstanding_minor > 0"
 _LAST: Final = "customer = (SELECT customer FROM loyalty_entry ORDER BY position DESC LIMIT 1)"
 
 
@@ -120,6 +124,26 @@ def test_what_is_applied_twice_is_found(finished: Finished, statements: tuple[st
 
 
 @pytest.mark.parametrize(
+    ("type_", "claim"),
+    [
+        ("order.completed", "sales that entered twice"),
+        ("pos.transaction.completed", "sales that entered twice"),
+        ("payment.received", "payments that entered twice"),
+        ("order.cancelled", "cancellations that entered twice"),
+    ],
+)
+def test_a_key_that_entered_twice_is_found(finished: Finished, type_: str, claim: str) -> None:
+    columns = ", ".join(name for name in EVENT.names if name != "position")
+    finished.tamper(
+        f"INSERT INTO event ({columns}, position) SELECT {columns}, position + 1000 FROM event "
+        f"WHERE type = '{type_}' AND (type <> 'order.cancelled' OR sale_position IS NOT NULL) LIMIT 1"
+    )
+    found = finished.verdict()
+    assert f"{claim}: 1" in found.wrong
+    assert found.twice > 0
+
+
+@pytest.mark.parametrize(
     "statements",
     [
         ("DELETE FROM order_log WHERE actor = 'loyalty' AND old_position = 0",),
@@ -136,6 +160,13 @@ def test_what_is_out_of_order_is_found(finished: Finished, statements: tuple[str
     ("statement", "what"),
     [
         ("UPDATE loyalty_state SET points = points + 1 WHERE customer = 1", "points"),
+        (
+            "UPDATE loyalty_state SET lifetime_points = lifetime_points + 1 WHERE customer = 1",
+            "lifetime points are the",
+        ),
+        (f"UPDATE credit_usage SET outstanding_minor = 0 WHERE {_OWED}", "credit used is the sum"),
+        ("UPDATE credit_state SET unapplied_minor = unapplied_minor + 1", "unapplied money and suspense are the sum"),
+        ("UPDATE credit_payment SET amount_minor = amount_minor + 1", "payments are allocated or left"),
         ("UPDATE stats_state SET total_spent_minor = total_spent_minor + 1 WHERE customer = 1", "refolded from zero"),
         ("UPDATE customer SET head = head + 1 WHERE id = 1", "positions are not 1..head"),
         ("UPDATE customer_segment SET position = 0 WHERE customer = 1", "segment"),
@@ -143,11 +174,32 @@ def test_what_is_out_of_order_is_found(finished: Finished, statements: tuple[str
             "INSERT INTO held_group VALUES ('stats', 1, 1, 1, 1, '', '', 1)",
             "held",
         ),
+        (
+            "INSERT INTO quarantine (digest, body, code, reason, first_seen_us, last_seen_us) "
+            "SELECT 'sound', CAST(payload AS BLOB), '', '', 1, 1 FROM event_payload LIMIT 1",
+            "1 sound messages in quarantine",
+        ),
+        ("UPDATE quarantine SET body = CAST(body || ' ' AS BLOB)", "that nobody published"),
+        *(
+            (f"UPDATE event SET reference = reference || '?' WHERE type = '{t}'", "that nobody published")
+            for t in _TYPES
+        ),
+        ("UPDATE customer SET customer_id = customer_id || '?' WHERE id = 1", "that nobody published"),
+        ("UPDATE customer SET organization_id = 'elsewhere' WHERE id = 1", "that nobody published"),
     ],
 )
 def test_what_differs_from_the_model_is_found(finished: Finished, statement: str, what: str) -> None:
     finished.tamper(statement)
     assert what in " ".join(finished.verdict().wrong)
+
+
+def test_a_hold_that_went_on_since_is_found(finished: Finished) -> None:
+    """Nothing else tells of it: the customer is through."""
+    assert finished.verdict().held == 0
+    finished.tamper("INSERT INTO held_group VALUES ('stats', 1, 1, 1, 1, '', '', 1)")
+    finished.tamper("UPDATE held_group SET attempts = 2", "DELETE FROM held_group")
+    found = finished.verdict()
+    assert (found.wrong, found.held) == ([], 2)
 
 
 def test_the_table_adds_up_and_says_how_to_replay() -> None:

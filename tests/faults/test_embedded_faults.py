@@ -73,6 +73,7 @@ class Shop:
         ROWS.append(row)
         assert found.wrong == []
         assert found.applied > EVENTS
+        assert found.held == 0
         return row
 
 

@@ -89,6 +89,7 @@ def judged(fault: Fault, stage: Stage, publisher: Publisher, times: int, recover
     ROWS.append(row)
     assert found.wrong == []
     assert found.applied > len(publisher.confirmed)
+    assert (found.held > 0) is fault.holds, f"{found.held} attempts charged"
     # What is not acknowledged comes back once its consumer is gone.
     stage.until(lambda: not stage.left(*QUEUES), 20)
     return row
