@@ -54,7 +54,7 @@ def memory_alarm(stage: Stage, rng: random.Random) -> int:
     return alarms
 
 
-@fault("broker: delay queues refuse what is to be retried", "retries refused", events=1_000)
+@fault("broker: delay queues refuse what is to be retried", "retries refused", events=2_500)
 def refusing_delay_queue(stage: Stage, rng: random.Random) -> int:
     """Dramatiq acknowledges a message whose retry copy was refused: it is gone [M3], and only the sweep knows."""
     definition = json.dumps({"max-length": 0, "overflow": "reject-publish"})
@@ -242,7 +242,7 @@ def poison_for(actor: str) -> list[bytes]:
     ]
 
 
-@fault("broker: poison in Dramatiq's queues", "bodies", short=True)
+@fault("broker: poison in Dramatiq's queues", "bodies", short=True, events=2_500)
 def poison_bodies(stage: Stage, rng: random.Random) -> int:
     """Malformed internal messages must not take working threads away for good [G14]."""
     sent = 0

@@ -17,7 +17,7 @@ def _line(type_: str, **data: object) -> str:
     return json.dumps({"event": type_, "data": data})
 
 
-@fault("input: a fifth twice, all of it shuffled", "repeated", short=True, shuffled=True)
+@fault("input: a fifth twice, all of it shuffled", "repeated", short=True, events=2_500, shuffled=True)
 def shuffled_duplicates(stage: Stage, rng: random.Random) -> int:
     """Cancellations before their completion, payments before sales, everything that can be out of order."""
     stage.more(800)
