@@ -49,7 +49,7 @@ def kill_worker_main(stage: Stage, rng: random.Random) -> int:
     return kills
 
 
-@fault("SIGTERM of ingest and of the workers at work", "stops", short=True, ends_processes=True)
+@fault("SIGTERM of ingest and of the workers at work", "stops", ends_processes=True)
 def terminated(stage: Stage, rng: random.Random) -> int:
     """Each ends within four seconds; what it has not committed is not acknowledged either, and comes again [G15]."""
     names = (INGEST, WORKER) * 2
