@@ -117,7 +117,7 @@ def disk_full(stage: Stage, rng: random.Random) -> int:
         stage.assert_stands_still(4)
         times = hits()
     # Full now and then, for actors: only so a hold could be written at all, and nobody may be held.
-    with sabotage(stage, "disk_full", rng, per_mille=150, tables=OF_ACTORS) as hits:
+    with sabotage(stage, "disk_full", rng, per_mille=500, tables=OF_ACTORS) as hits:
         stage.more(300)
         return times + hits()
 
@@ -128,7 +128,7 @@ def _now_and_then(stage: Stage, rng: random.Random, error: str) -> int:
     with sabotage(stage, error, rng, per_mille=50) as hits:
         stage.more(300)
         times = hits()
-    with sabotage(stage, error, rng, per_mille=300, tables=OF_ACTORS) as hits:
+    with sabotage(stage, error, rng, per_mille=500, tables=OF_ACTORS) as hits:
         stage.more(300)
         return times + hits()
 

@@ -5,18 +5,20 @@ seed gives the same decisions and the number of errors raised can be counted.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 from tests.faults.stage import SERVICE, Stage
 
-OF_ACTORS: Final = (
-    *("stats_state", "loyalty_state", "loyalty_entry", "credit_state", "credit_usage", "credit_payment"),
-    "customer_segment",
+OF_ACTORS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("stats_state", "loyalty_state", "credit_state", "customer_segment"), "UPDATE"),
+    **dict.fromkeys(("loyalty_entry", "credit_usage", "credit_payment"), "INSERT OR UPDATE"),
+}
+"""What actors alone write: table -> change. Ingest makes the rows of states."""
+EVERYTHING: Final[Mapping[str, str]] = dict.fromkeys(
+    ("event", "sale", "customer", "bell", *OF_ACTORS), "INSERT OR UPDATE"
 )
-"""Tables that actors write."""
-EVERYTHING: Final = ("event", "sale", "customer", "bell", *OF_ACTORS)
 """Tables of ingest and of every actor, but not of holds: who is wrongly held shall not be saved by the same error."""
 
 _RAISE: Final = """
@@ -36,7 +38,7 @@ END $$;
 
 @contextmanager
 def sabotage(
-    stage: Stage, error: str, rng: random.Random, per_mille: int = 1_000, tables: Sequence[str] = EVERYTHING
+    stage: Stage, error: str, rng: random.Random, per_mille: int = 1_000, tables: Mapping[str, str] = EVERYTHING
 ) -> Iterator[Callable[[], int]]:
     """While inside, so many of a thousand writing statements raise `error` (a name PostgreSQL knows); yields the count.
 
@@ -44,10 +46,8 @@ def sabotage(
     """
     words = {"service": SERVICE, "seed": rng.randrange(2**31), "per_mille": per_mille, "error": error}
     stage.sql(_RAISE.format(**words))
-    for table in tables:
-        stage.sql(
-            f"CREATE TRIGGER sabotage BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION sabotage()"
-        )
+    for table, change in tables.items():
+        stage.sql(f"CREATE TRIGGER sabotage BEFORE {change} ON {table} FOR EACH STATEMENT EXECUTE FUNCTION sabotage()")
     try:
         yield lambda: int(
             stage.sql("SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM sabotage_hits")[0][0]
