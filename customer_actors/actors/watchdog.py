@@ -18,12 +18,13 @@ STUCK_S: Final = 300.0
 """Far above what any message may take: rounds end after 2 s, statements after 60 s, a connection attempt after 5 s."""
 LOOK_S: Final = 2.0
 _LAST_WORDS_S: Final = 5.0
-STOP_S: Final = 1.8
+STOP_S: Final = 1.6
 """How long a stop may take; Dramatiq begins it up to 1 s after SIGTERM, and its main process needs up to 1 s after its
 last worker [G15].
 
 It closes the connection of a consumer whose thread is perhaps still reading from it, and then may wait for ever for an
-answer that the other thread took. Its main process waits with it, so nobody would start the workers again.
+answer that the other thread took; and those of a broker that answers nobody, as in a memory alarm. Its main process
+waits with it, so nobody would start the workers again.
 """
 
 log = structlog.get_logger(__name__)
@@ -59,10 +60,7 @@ class Watchdog(dramatiq.Middleware):
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         self._stopping.set()
-        self._limit.start()
-
-    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        self._limit.cancel()
+        self._limit.start()  # and never cancelled: after its threads Dramatiq closes its connections
 
     def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
         self._since[threading.current_thread()] = time.monotonic()
@@ -98,7 +96,7 @@ class Watchdog(dramatiq.Middleware):
 
     def _stop_now(self) -> None:
         """What is not acknowledged is delivered again, and every transaction is whole: as safe as any kill."""
-        log.warning("the stop hangs", then="it ends without closing its connections")
+        log.warning("the stop takes too long", then="it ends without closing its connections")
         os._exit(0)
 
     def _end(self, problem: str) -> None:

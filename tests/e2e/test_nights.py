@@ -143,7 +143,7 @@ def same(database: Database, expected: Database, fault: str, injected: str, reco
     ROWS.append(Row(fault, injected, len(got["event"]), *counts, recovery_s))
     for table, rows in wanted.items():
         assert got[table] == rows, table
-    assert (*counts, found.wrong) == (0, 0, 0, [])
+    assert (*counts, found.held, found.wrong) == (0, 0, 0, 0, [])
     assert found.applied > len(got["event"])
     suspended = [row for row in wanted["event"] if row["type"] == "credit.suspended"]
     assert len(suspended) == len(wanted["credit_ageing"]) > 0
@@ -231,7 +231,7 @@ def test_two_schedulers_of_which_one_is_killed_at_the_slot_let_it_take_effect_on
         "nights: two schedulers, one killed at the slot", "1 kill", expected, lost, twice, found.disorder, recovery_s
     )
     ROWS.append(row)
-    assert (lost, twice, found.disorder, found.wrong) == (0, 0, 0, [])
+    assert (lost, twice, found.disorder, found.held, found.wrong) == (0, 0, 0, 0, [])
     assert expected > 0
     assert database.query("SELECT count(*) FROM credit_state WHERE status = 'suspended'")[0][0] == expected
     database.release()

@@ -9,7 +9,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import BasicProperties
 
 from customer_actors.ingest.topology import QUEUES, SOURCES
-from tests.faults.faults import SEVERAL, fault
+from tests.faults.faults import fault
 from tests.faults.sabotage import OF_ACTORS, sabotage
 from tests.faults.stage import INGEST, OUTAGE_S, WORKER, Stage, declare_topology
 from tests.servers.amqp_frames import FramePublisher, nested, properties, table, timestamp
@@ -54,7 +54,7 @@ def memory_alarm(stage: Stage, rng: random.Random) -> int:
     return alarms
 
 
-@fault("broker: delay queues refuse what is to be retried", "retries refused", events=2_500)
+@fault("broker: delay queues refuse what is to be retried", "retries refused")
 def refusing_delay_queue(stage: Stage, rng: random.Random) -> int:
     """Dramatiq acknowledges a message whose retry copy was refused: it is gone [M3], and only the sweep knows."""
     definition = json.dumps({"max-length": 0, "overflow": "reject-publish"})
@@ -71,13 +71,13 @@ _BELLS: Final = 5
 """Fewest that are lost at once: what no worker has taken out of a queue yet."""
 
 
-@fault("broker: Dramatiq's queues purged", "messages purged", short=True, events=SEVERAL)
+@fault("broker: Dramatiq's queues purged", "messages purged", short=True)
 def purged(stage: Stage, rng: random.Random) -> int:
     """Each time while the workers stand still and bells wait for them: these are lost."""
     return _lost_bells(stage, rng, lambda channel, queue: channel.queue_purge(queue))
 
 
-@fault("broker: Dramatiq's queues deleted", "messages deleted", events=SEVERAL)
+@fault("broker: Dramatiq's queues deleted", "messages deleted")
 def deleted(stage: Stage, rng: random.Random) -> int:
     """The same, and the queues themselves."""
     return _lost_bells(stage, rng, lambda channel, queue: channel.queue_delete(queue))
@@ -160,7 +160,6 @@ def _publishers_exchanges(stage: Stage) -> None:
 @fault(
     "broker: exchanges pre-declared by their publishers, declared again",
     "declarations",
-    events=SEVERAL,
     prepare=_publishers_exchanges,
     ends_processes=True,
 )
@@ -175,7 +174,7 @@ def declared_exchanges(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("broker: permissions taken away and given back", "revocations", events=SEVERAL)
+@fault("broker: permissions taken away and given back", "revocations")
 def revoked(stage: Stage, rng: random.Random) -> int:
     times = 2
     for _ in range(times):
@@ -187,7 +186,7 @@ def revoked(stage: Stage, rng: random.Random) -> int:
     return times
 
 
-@fault("broker: closes all connections in the middle of tasks", "connections", short=True, events=SEVERAL)
+@fault("broker: closes all connections in the middle of tasks", "connections", short=True)
 def closed_connections(stage: Stage, rng: random.Random) -> int:
     closed = 0
     for number in range(4):
@@ -242,7 +241,7 @@ def poison_for(actor: str) -> list[bytes]:
     ]
 
 
-@fault("broker: poison in Dramatiq's queues", "bodies", short=True, events=2_500)
+@fault("broker: poison in Dramatiq's queues", "bodies", short=True)
 def poison_bodies(stage: Stage, rng: random.Random) -> int:
     """Malformed internal messages must not take working threads away for good [G14]."""
     sent = 0

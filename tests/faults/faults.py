@@ -11,11 +11,6 @@ Inject = Callable[[Stage, random.Random], int]
 """Injects the fault while traffic flows, and ends it; returns how many times it did."""
 
 
-SEVERAL: Final = 4_000
-"""Events for a fault that comes several times: each restart in between lasts many seconds of traffic where the machine
-is slow, and the last one must meet some too. Where it does not, `Stage.more` fails."""
-
-
 def nothing(_: Stage) -> None:
     """No preparation."""
 
@@ -34,6 +29,7 @@ class Fault:
     """Called before the processes start."""
     env: Mapping[str, str] = field(default_factory=dict)
     events: int = 1_500
+    """At least; while the fault lasts, more come, for it must meet traffic to its end."""
     shuffled: bool = False
     """The lines are sent in no order, and a fifth of them twice."""
     dead_letters: int = 0

@@ -6,7 +6,7 @@ import sys
 from typing import Any, Final
 
 from tests.faults.entry import CLOCK_FILE
-from tests.faults.faults import SEVERAL, fault
+from tests.faults.faults import fault
 from tests.faults.stage import COMMANDS, INGEST, WORKER, Stage
 
 ENTRY: Final = (sys.executable, "-m", "tests.faults.entry")
@@ -161,7 +161,7 @@ def _with_wrong_clock(stage: Stage) -> None:
     _patched(stage, "clock", INGEST, WORKER, **{CLOCK_FILE: str(path)})
 
 
-@fault("clock: jumps of a day, forth and back", "jumps", events=SEVERAL, prepare=_with_wrong_clock)
+@fault("clock: jumps of a day, forth and back", "jumps", prepare=_with_wrong_clock)
 def clock_jumps(stage: Stage, rng: random.Random) -> int:
     """Only the timing of retries may notice [G16]."""
     jumps: list[Any] = [DAY_S, 0, -DAY_S, 0]

@@ -5,11 +5,10 @@ import random
 import signal
 from typing import Final
 
-from tests.faults.faults import SEVERAL, fault
+from tests.e2e.processes import ENDS_S
+from tests.faults.faults import fault
 from tests.faults.stage import INGEST, WORKER, Stage
 
-_ENDS_S: Final = 4
-"""From SIGTERM to the end of a process [G15]."""
 _HEARTBEAT_S: Final = 2
 
 
@@ -21,7 +20,7 @@ def _killed(stage: Stage, pid: int) -> int:
     return 1
 
 
-@fault("kill -9 of ingest", "kills", short=True, events=SEVERAL, ends_processes=True)
+@fault("kill -9 of ingest", "kills", short=True, ends_processes=True)
 def kill_ingest(stage: Stage, rng: random.Random) -> int:
     kills = 0
     for _ in range(4):
@@ -30,7 +29,7 @@ def kill_ingest(stage: Stage, rng: random.Random) -> int:
     return kills
 
 
-@fault("kill -9 of a worker child", "kills", short=True, events=SEVERAL, ends_processes=True)
+@fault("kill -9 of a worker child", "kills", short=True, ends_processes=True)
 def kill_worker_child(stage: Stage, rng: random.Random) -> int:
     kills = 0
     for _ in range(4):
@@ -40,7 +39,7 @@ def kill_worker_child(stage: Stage, rng: random.Random) -> int:
     return kills
 
 
-@fault("kill -9 of the workers' main process", "kills", events=SEVERAL, ends_processes=True)
+@fault("kill -9 of the workers' main process", "kills", ends_processes=True)
 def kill_worker_main(stage: Stage, rng: random.Random) -> int:
     kills = 0
     for _ in range(3):
@@ -54,9 +53,9 @@ def terminated(stage: Stage, rng: random.Random) -> int:
     """Each ends within four seconds; what it has not committed is not acknowledged either, and comes again [G15]."""
     names = (INGEST, WORKER) * 2
     for name in names:
-        stage.more(rng.randrange(20, 120))
         stage.until(stage.workers_ready)  # a process that has only begun to start has nothing to lose
-        stage.terminate(name, seconds=_ENDS_S)
+        stage.more(rng.randrange(20, 120))
+        stage.terminate(name, seconds=ENDS_S)
         stage.supervise()
     return len(names)
 
@@ -70,7 +69,7 @@ def _missed_heartbeats(stage: Stage) -> int:
     return stage.rabbitmq.logged().count("missed heartbeats from client")
 
 
-@fault("SIGSTOP of ingest and workers, longer than the heartbeat", "stops", events=SEVERAL, prepare=_short_heartbeat)
+@fault("SIGSTOP of ingest and workers, longer than the heartbeat", "stops", prepare=_short_heartbeat)
 def stopped(stage: Stage, rng: random.Random) -> int:
     """The broker gives their messages to others; when they wake up, their acknowledgements are worth nothing [M1]."""
     times = 0

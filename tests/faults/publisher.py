@@ -18,10 +18,15 @@ _AGAIN_S: Final = 0.2
 class Publisher(threading.Thread):
     """Sends portions until all are confirmed; one that is not is sent again as a whole, as publishers do."""
 
-    def __init__(self, url: str, lines: Sequence[str], portion: int = PORTION) -> None:
+    def __init__(self, url: str, lines: Sequence[str], portion: int = PORTION, least: int | None = None) -> None:
+        """
+        Args:
+            least: after `hurry` so many lines are enough; without it all of them are sent.
+        """
         super().__init__(name="publisher", daemon=True)
         self._url = url
         self._portions = [lines[start : start + portion] for start in range(0, len(lines), portion)]
+        self._least = len(lines) if least is None else least
         self._hurry = threading.Event()
         self._over = threading.Event()
         self._sending = threading.Lock()
@@ -34,6 +39,8 @@ class Publisher(threading.Thread):
 
     def run(self) -> None:
         for portion in self._portions:
+            if self._hurry.is_set() and len(self.confirmed) >= self._least:
+                return
             while not self._over.is_set() and not self._sent(portion):
                 self.refused += 1
                 self._over.wait(_AGAIN_S)

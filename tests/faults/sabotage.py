@@ -12,10 +12,10 @@ from typing import Final
 from tests.faults.stage import SERVICE, Stage
 
 OF_ACTORS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("stats_state", "loyalty_state", "credit_state", "customer_segment"), "UPDATE"),
+    **dict.fromkeys(("stats_state", "loyalty_state", "credit_state", "customer_segment"), "UPDATE OF position"),
     **dict.fromkeys(("loyalty_entry", "credit_usage", "credit_payment"), "INSERT OR UPDATE"),
 }
-"""What actors alone write: table -> change. Ingest makes the rows of states."""
+"""What actors alone write: table -> change. Ingest makes the rows of states, and a hold marks them elsewhere."""
 EVERYTHING: Final[Mapping[str, str]] = dict.fromkeys(
     ("event", "sale", "customer", "bell", *OF_ACTORS), "INSERT OR UPDATE"
 )

@@ -48,7 +48,7 @@ SERVICE: Final = "shop_service"
 WAIT_S: Final = 60
 OUTAGE_S: Final = float(os.environ.get("OUTAGE_S") or 10)
 """How long a server is down or a row locked, in the faults that are about that; ten minutes in the long run."""
-_ENDS_S: Final = 8
+_PATIENCE_S: Final = 8
 """From SIGTERM to the end of a process, whatever a fault has left behind."""
 _UNDER_WAY_S: Final = 1
 """Whatever was under way when a fault began is through or has failed after that."""
@@ -176,7 +176,7 @@ class Stage:
         expected = {topology.DEAD_LETTER_QUEUE: dead_letters} if dead_letters else {}
         self.until(lambda: self.left(topology.DEAD_LETTER_QUEUE) == expected)
 
-    def terminate(self, *names: str, seconds: float = _ENDS_S) -> None:
+    def terminate(self, *names: str, seconds: float = _PATIENCE_S) -> None:
         """SIGTERM to these, one after the other; AssertionError when one had to be killed."""
         killed = [name for name in names if not self.processes[name].end(signal.SIGTERM, seconds)]
         assert not killed, f"killed, for they still ran {seconds} s after SIGTERM: {killed}"
@@ -277,7 +277,7 @@ class Stage:
         self.until(lambda: self.events() > 0)
         wanted = self.events() + events
         more_came = self.reached(lambda: self.events() >= wanted, WAIT_S)
-        why = "" if self.publisher.is_alive() else ": the publisher is through, give the fault more `events`"
+        why = "" if self.publisher.is_alive() else ": the publisher is through: raise LASTING"
         assert more_came, f"{wanted - self.events()} of {events} more events did not come{why}"
 
     def missing(self) -> list[str]:

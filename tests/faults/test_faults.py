@@ -24,16 +24,24 @@ from tests.faults.table import ROWS, SEED, Row
 
 FIRST_EVENTS = 100
 """The service is at work before the fault begins."""
+LASTING = 12
+"""So many times the events that are sent at least are there to be sent while a fault lasts: two minutes of traffic."""
 
 
 def lines_of(fault: Fault, rng: random.Random) -> list[str]:
     """The traffic: a shop that contradicts itself nowhere, so that every line's outcome can be told from its key."""
-    plan = ShopPlan(customers=fault.events // 6, events=fault.events, seed=rng.randrange(10**6), conflict=0)
+    events = fault.events if fault.shuffled else LASTING * fault.events
+    plan = ShopPlan(customers=fault.events // 6, events=events, seed=rng.randrange(10**6), conflict=0)
     lines = list(simulate(plan))
     if fault.shuffled:
         lines += rng.sample(lines, len(lines) // 5)
         rng.shuffle(lines)
     return lines
+
+
+def _publisher(url: str, fault: Fault, rng: random.Random) -> Publisher:
+    lines = lines_of(fault, rng)
+    return Publisher(url, lines, least=len(lines) if fault.shuffled else fault.events)
 
 
 @pytest.mark.timeout(300 + OUTAGE_S)
@@ -48,7 +56,7 @@ def test_nothing_is_lost_doubled_or_disordered_by(
     with open_stage(fault.env) as stage:
         fault.prepare(stage)
         declare_topology(stage)
-        publisher = stage.publisher = Publisher(stage.rabbitmq_url, lines_of(fault, rng))
+        publisher = stage.publisher = _publisher(stage.rabbitmq_url, fault, rng)
         stage.start(*stage.commands)
         publisher.start()
         stage.until(lambda: stage.events() >= FIRST_EVENTS)

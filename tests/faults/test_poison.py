@@ -74,7 +74,6 @@ def test_exactly_the_poisoned_are_parked_and_after_a_fix_a_release_brings_everyb
         _judge_all(stage, publisher, injected, recovery_s)
         stage.command("audit", seconds=1800)
     assert parked
-    assert publisher.repeated >= EVENTS // 20
 
 
 def _lines(rng: random.Random) -> list[str]:
