@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,26 @@ def test_it_shows_reasons_segments_tiers_and_credit(done: "subprocess.CompletedP
 def test_it_explains_a_customer_with_a_cancellation_credit_and_redemptions(
     done: "subprocess.CompletedProcess[str]",
 ) -> None:
-    explained = done.stdout.partition("Credit (")[2]
+    _assert_worth_reading(done.stdout)
+
+
+@pytest.mark.parametrize("day", [datetime(2026, 11, 30, 11, tzinfo=UTC), datetime(2026, 2, 28, 23, 59, tzinfo=UTC)])
+def test_on_any_day(day: datetime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The year ends now, and its weekends and Decembers decide who buys what: on the first of these days, the customer
+    with cancelled orders had them cancelled before they arrived, which leaves no event to explain."""
+
+    class ThatDay(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "ThatDay":
+            return cls.fromtimestamp(day.timestamp(), tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("customer_actors.cli.demo.datetime", ThatDay)
+    _assert_worth_reading(invoke("demo", env={}).stdout)
+
+
+def _assert_worth_reading(output: str) -> None:
+    explained = output.partition("Credit (")[2]
     for word in ("order.completed", "order.cancelled", "credit.opened", "loyalty.redeemed", "refused", "check: ok"):
         assert word in explained
 
