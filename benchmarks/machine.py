@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import sqlite3
 import statistics
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -45,6 +46,7 @@ def describe(postgres: str, rabbitmq: str) -> dict[str, str]:
         "Python": platform.python_version(),
         "PostgreSQL": postgres,
         "RabbitMQ": rabbitmq,
+        "SQLite": sqlite3.sqlite_version,
     }
     return _hardware() | facts | {name: installed for name in _LIBRARIES if (installed := _version(name))}
 

@@ -144,8 +144,9 @@ SELECT count(*) FROM (
 """
 """Steps that do not begin where the one before ended, or do not go forward."""
 NOT_REACHED: Final = "SELECT " + " + ".join(
-    f"(SELECT count(*) FROM {table} s WHERE s.position <> COALESCE((SELECT max(l.new_position) FROM order_log l "
-    f"WHERE l.actor = '{actor}' AND l.customer = s.customer), 0))"
+    f"(SELECT count(*) FROM {table} s LEFT JOIN (SELECT customer, max(new_position) AS reached FROM order_log "
+    f"WHERE actor = '{actor}' GROUP BY customer) AS l ON l.customer = s.customer "
+    "WHERE s.position <> COALESCE(l.reached, 0))"
     for actor, table in STATES.items()
 )
 """States whose position is not where the log ends."""
