@@ -147,6 +147,8 @@ def _uncount(order_id: str) -> str | None:
         if found is None:
             return None
         customer_id, amount = found
+        # first, so that the next statement sees every sale of whoever had the row before
+        cursor.execute("SELECT FROM customer_stats WHERE customer_id = %s FOR UPDATE", (customer_id,))
         cursor.execute(
             "UPDATE customer_stats SET orders = orders - 1, total_spent = total_spent - %s, cancelled = cancelled + 1, "
             "(first_purchase, last_purchase) = (SELECT min(sold_at), max(sold_at) FROM sale "

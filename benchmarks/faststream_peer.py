@@ -1,7 +1,8 @@
 """Peer: the documented handlers with FastStream on RabbitMQ and asyncpg, the way an asyncio team would write it.
 
 The handlers consume the three queues themselves, so there is no second message; statements are prepared by asyncpg and
-every step is one transaction on a connection of a pool. A message is acknowledged when its handler returns.
+every step is one transaction on a connection of a pool. A message is acknowledged when its handler returns, and put
+back into its queue when it fails: by default it would be gone then. The command uses uvloop where that is installed.
 
 Run as `faststream run benchmarks.faststream_peer:app --workers N`.
 """
@@ -21,7 +22,7 @@ from customer_actors.domain.segmentation import Cuts, score
 from customer_actors.ingest.topology import QUEUES
 
 CONCURRENT: Final = 16
-"""Messages in work per process, and connections in its pool."""
+"""Messages in work per process and queue, and connections in the process's pool."""
 TERMS_DAYS: Final = 30
 
 broker = RabbitBroker(os.environ.get("RABBITMQ_URL", "amqp://localhost"), default_channel=Channel(CONCURRENT))
@@ -42,22 +43,26 @@ async def connect() -> None:
 
 
 async def handle(event: Event) -> None:
-    """All steps of one event, each in a transaction of its own."""
+    """All steps of one event, each in a transaction of its own, on one connection: giving it back to the pool costs a
+    statement that resets it."""
     data = event["data"]
-    if event["event"] == EventType.PAYMENT_RECEIVED:
-        await pay(event)
+    if event["event"] == EventType.POS_COMPLETED and not data.get("customer_id"):
         return
-    cancelled = event["event"] == EventType.ORDER_CANCELLED
-    if not cancelled and not data.get("customer_id"):
-        return
-    customer_id = await (uncount(event) if cancelled else count(event))
-    await (take_back(data["order_id"]) if cancelled else award(event))
-    if customer_id is not None:
-        await segment(customer_id)
-    if cancelled:
-        await release(data["order_id"])
-    elif data.get("payment_method") == "credit":
-        await use(event)
+    async with Pool.connections.acquire() as connection:
+        if event["event"] == EventType.PAYMENT_RECEIVED:
+            await pay(connection, event)
+        elif event["event"] == EventType.ORDER_CANCELLED:
+            customer_id = await uncount(connection, event)
+            await take_back(connection, data["order_id"])
+            if customer_id is not None:
+                await segment(connection, customer_id)
+            await release(connection, data["order_id"])
+        else:
+            customer_id = await count(connection, event)
+            await award(connection, event)
+            await segment(connection, customer_id)
+            if data.get("payment_method") == "credit":
+                await use(connection, event)
 
 
 for _queue in QUEUES:
@@ -76,10 +81,10 @@ def _minor(amount: object) -> int:
     return round(Decimal(str(amount)) * 100)
 
 
-async def count(event: Event) -> str:
+async def count(connection: Any, event: Event) -> str:
     """Statistics of a sale."""
     customer_id, order_id, amount, sold_at = _sale(event)
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         await connection.execute(
             "INSERT INTO sale (order_id, channel, customer_id, amount, sold_at) VALUES ($1, $2, $3, $4, $5)",
             *(order_id, event["event"], customer_id, amount, sold_at),
@@ -95,9 +100,9 @@ async def count(event: Event) -> str:
     return customer_id
 
 
-async def uncount(event: Event) -> str | None:
+async def uncount(connection: Any, event: Event) -> str | None:
     """Statistics of a cancellation."""
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         found = await connection.fetchrow(
             "UPDATE sale SET cancelled = true WHERE order_id = $1 AND channel = $2 AND NOT cancelled "
             "RETURNING customer_id, amount",
@@ -106,6 +111,8 @@ async def uncount(event: Event) -> str | None:
         if found is None:
             return None
         customer_id, amount = found
+        # first, so that the next statement sees every sale of whoever had the row before
+        await connection.execute("SELECT FROM customer_stats WHERE customer_id = $1 FOR UPDATE", customer_id)
         await connection.execute(
             "UPDATE customer_stats SET orders = orders - 1, total_spent = total_spent - $1, cancelled = cancelled + 1, "
             "(first_purchase, last_purchase) = (SELECT min(sold_at), max(sold_at) FROM sale "
@@ -115,9 +122,9 @@ async def uncount(event: Event) -> str | None:
     return str(customer_id)
 
 
-async def segment(customer_id: str) -> None:
+async def segment(connection: Any, customer_id: str) -> None:
     """The segment, by the fixed cuts."""
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         last_purchase, orders, total_spent = await connection.fetchrow(
             "SELECT last_purchase, orders, total_spent FROM customer_stats WHERE customer_id = $1", customer_id
         )
@@ -132,10 +139,10 @@ async def segment(customer_id: str) -> None:
         )
 
 
-async def award(event: Event) -> None:
+async def award(connection: Any, event: Event) -> None:
     """Points by the tier held before this sale."""
     customer_id, order_id, amount, _ = _sale(event)
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         sql = "SELECT lifetime_points FROM loyalty WHERE customer_id = $1 FOR UPDATE"
         before = await connection.fetchval(sql, customer_id)
         if before is None:
@@ -147,9 +154,9 @@ async def award(event: Event) -> None:
         await _book(connection, customer_id, order_id, int(amount * multiplier / 100), before)
 
 
-async def take_back(order_id: str) -> None:
+async def take_back(connection: Any, order_id: str) -> None:
     """A cancellation takes the order's points back."""
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         earned = await connection.fetchrow(
             "SELECT customer_id, points FROM loyalty_ledger WHERE order_id = $1 LIMIT 1", order_id
         )
@@ -180,10 +187,10 @@ _USE: Final = (
 """Locks the account, too: everyone takes it before the usages."""
 
 
-async def use(event: Event) -> None:
+async def use(connection: Any, event: Event) -> None:
     """A sale on credit."""
     customer_id, order_id, amount, sold_at = _sale(event)
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         await connection.execute(_USE, customer_id, amount)
         await connection.execute(
             "INSERT INTO credit_usage (customer_id, order_id, amount, outstanding, due) VALUES ($1, $2, $3, $3, $4)",
@@ -191,9 +198,9 @@ async def use(event: Event) -> None:
         )
 
 
-async def release(order_id: str) -> None:
+async def release(connection: Any, order_id: str) -> None:
     """A cancelled order uses no credit."""
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         customer_id = await connection.fetchval(
             "SELECT customer_id FROM credit_usage WHERE order_id = $1 LIMIT 1", order_id
         )
@@ -207,11 +214,11 @@ async def release(order_id: str) -> None:
             )
 
 
-async def pay(event: Event) -> None:
+async def pay(connection: Any, event: Event) -> None:
     """A payment releases the oldest usages first."""
     data = event["data"]
     customer_id, amount = data["customer_id"], _minor(data["amount"])
-    async with Pool.connections.acquire() as connection, connection.transaction():
+    async with connection.transaction():
         await connection.execute(_USE, customer_id, 0)
         await connection.execute(
             "INSERT INTO credit_payment (customer_id, reference, amount) VALUES ($1, $2, $3)",

@@ -56,6 +56,18 @@ INSERT INTO credit_usage (customer_id, order_id, amount, outstanding, due)
 END;
 """
 _TPS: Final = re.compile(r"^tps = ([0-9.]+)", re.M)
+_PROCESSED: Final = re.compile(r"^number of transactions actually processed: ([0-9]+)", re.M)
+_UNEQUAL: Final = """
+    SELECT sales + payments <> %s OR sales <> counted OR sales <> earned OR sold <> spent OR used <> owed
+        OR paid <> unapplied
+    FROM (SELECT count(*) AS sales, sum(amount) AS sold FROM sale) AS a,
+        (SELECT count(*) AS payments, COALESCE(sum(amount), 0) AS paid FROM credit_payment) AS b,
+        (SELECT sum(orders) AS counted, sum(total_spent) AS spent FROM customer_stats) AS c,
+        (SELECT count(*) AS earned FROM loyalty_ledger) AS d,
+        (SELECT COALESCE(sum(used), 0) AS used, COALESCE(sum(unapplied), 0) AS unapplied FROM credit) AS e,
+        (SELECT COALESCE(sum(amount), 0) AS owed FROM credit_usage) AS f
+"""
+"""Its totals, each kept in two places by the same transactions."""
 
 
 def events_per_s(database_url: str, program: Path, folder: Path, schema: str, customers: int, seconds: int) -> float:
@@ -78,7 +90,11 @@ def events_per_s(database_url: str, program: Path, folder: Path, schema: str, cu
         env={"PATH": os.environ["PATH"]},
         check=False,
     )
-    found = _TPS.search(done.stdout)
-    if found is None or done.returncode:  # 2 when a client was aborted: then fewer of them made the figure
+    found, processed = _TPS.search(done.stdout), _PROCESSED.search(done.stdout)
+    if found is None or processed is None or done.returncode:  # 2: a client was aborted, so fewer made the figure
         raise RuntimeError(f"pgbench failed: {done.stderr[-2000:]}")
+    with cursor_on(database_url) as cursor:
+        cursor.execute(_UNEQUAL, (int(processed[1]),))
+        if cursor.fetchone()[0]:
+            raise RuntimeError("what pgbench left in the tables is not what its transactions add up to")
     return float(found[1])

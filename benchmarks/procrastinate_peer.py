@@ -25,9 +25,10 @@ from customer_actors.ingest.topology import QUEUES
 
 CONCURRENT: Final = 8
 PREFETCH: Final = 200
-POLL_S: Final = 0.05
+POLL_S: Final = 0.01
 """A worker that finishes a job looks for the next one that is new or, so often, for those whose lock has become free
-meanwhile: nothing tells it. With the default of 5 s a customer's jobs would follow each other every few seconds."""
+meanwhile: nothing tells it. With the default of 5 s a customer's jobs would follow each other every few seconds; of
+0.05, 0.02 and 0.01 s the last was the quickest."""
 RECOVERED_S: Final = 60.0
 """After so long a killed worker's jobs have been tried again: its heartbeat is given up after 30 s."""
 

@@ -133,6 +133,10 @@ class Stage:
             args, environment = self._commands["workers"]
             self.start("workers", *args, **environment)
 
+    def output(self) -> str:
+        """The end of what the processes wrote."""
+        return (self.servers.folder / "output.log").read_text(errors="replace")[-3000:]
+
     def end(self) -> None:
         """End what still runs."""
         for child in self.processes.values():

@@ -85,7 +85,10 @@ def _peer(
             start(stage)
             disturb = stage.kill_a_worker if kill else None
             measured = stage.watch(len(stream), effects.TOTALS, lambda now: _all_there(now, wanted), disturb, give_up_s)
-            return Round(measured, None if measured.late else judge(rows_of(stage.database_url), PEERS, stream, wanted))
+            if measured.late:
+                print(stage.output(), file=sys.stderr)
+                return Round(measured, None)
+            return Round(measured, judge(rows_of(stage.database_url), PEERS, stream, wanted))
 
     return run
 
@@ -161,7 +164,8 @@ def in_one_process(folder: Path, stream: Sequence[str]) -> Round:
     """Ours embedded: a file into a fresh SQLite database, from its first line until nobody is behind."""
     source, path = folder / "events.jsonl", folder / "embedded.db"
     source.write_text("".join(line + "\n" for line in stream))
-    with embedded(load_settings({"DATABASE_URL": f"sqlite:///{path}"})) as service, source.open("rb") as file:
+    settings = load_settings({"DATABASE_URL": f"sqlite:///{path}"})
+    with embedded(settings, nights=False) as service, source.open("rb") as file:
         before_s, started = time.process_time(), time.monotonic()
         service.feed(file)
         service.drain()
