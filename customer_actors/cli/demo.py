@@ -112,8 +112,11 @@ class _Act:
                 self.asked["loyalty redeem", result.outcome] += 1
 
 
-_CANCELLED: Final = "EXISTS (SELECT 1 FROM event e WHERE e.customer = c.id AND e.type = 'order.cancelled')"
+_HAS: Final = "EXISTS (SELECT 1 FROM event e WHERE e.customer = c.id AND e.type = '{type}')"
+_CANCELLED: Final = _HAS.format(type="order.cancelled")
 """Not the count of cancelled orders: an order cancelled before it arrives [A4] has no event of its cancellation."""
+_ORDERED: Final = _HAS.format(type="order.completed")
+"""Who bought at the till [A5] may cancel without it."""
 _BUYS_ON_CREDIT: Final = (
     "SELECT c.customer_id FROM customer c JOIN credit_state a ON a.customer = c.id "
     f"WHERE a.used_minor > 0 AND c.head <= 12 ORDER BY {_CANCELLED} DESC, a.used_minor DESC, c.customer_id "
@@ -123,7 +126,7 @@ _BUYS_ON_CREDIT: Final = (
 _WORTH_READING: Final = (
     "SELECT c.customer_id FROM customer c JOIN loyalty_state l ON l.customer = c.id "
     "JOIN credit_state a ON a.customer = c.id WHERE a.status IS NOT NULL "
-    f"ORDER BY {_CANCELLED} DESC, c.head BETWEEN 6 AND 16 DESC, l.points >= 100 DESC, "
+    f"ORDER BY {_CANCELLED} AND {_ORDERED} DESC, c.head BETWEEN 6 AND 16 DESC, l.points >= 100 DESC, "
     "EXISTS (SELECT 1 FROM credit_payment p WHERE p.customer = c.id) DESC, c.head, c.customer_id LIMIT 1"
 )
 """The account holder to explain: a cancelled order, not too many events, points to redeem, a payment."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ NOBODY_LISTENS = "amqp://127.0.0.1:1/"
 def invoke(*args: str, env: Mapping[str, str] | None = None, stdin: str = "") -> Result:
     """Run a verb in this process; an exception that no verb may let out fails the test."""
     return CliRunner().invoke(main, args, env=env, input=stdin, catch_exceptions=False)
+
+
+def stopped(at: datetime) -> type[datetime]:
+    """A `datetime` whose now is this moment, for a module whose clock is not handed to it."""
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Stopped":
+            return cls.fromtimestamp(at.timestamp(), tz)
+
+    return Stopped
 
 
 @contextmanager

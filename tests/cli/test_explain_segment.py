@@ -19,6 +19,13 @@ _LONGER_AGO = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No midnight falls between what a test does and what it looks at."""
+    now_ns = time.time_ns()
+    monkeypatch.setattr("time.time_ns", lambda: now_ns)
+
+
 def now_us() -> int:
     return time.time_ns() // 1_000
 

@@ -49,7 +49,7 @@ def test_the_number_of_a_process_that_is_gone_may_be_that_of_a_later_one(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a restarted container: the new processes have the numbers of the old ones in another order."""
-    beat(shop.database, "worker", now_us() - 3_600_000_000)
+    beat(shop.database, "worker", now_us() - 24 * 3_600_000_000)
     monkeypatch.setattr("customer_actors.storage.beats.os.getpid", lambda: 1)
     beat(shop.database, "worker", now_us())
     monkeypatch.undo()

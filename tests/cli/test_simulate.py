@@ -1,13 +1,12 @@
 """`simulate`: a stream of lines, the same for the same seed."""
 
-import json
 import subprocess
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from customer_actors.simulate import ShopPlan, simulate
-from tests.cli.running import PROGRAM, invoke
+from tests.cli.running import PROGRAM, invoke, stopped
 
 SIZES = ("--customers", "50", "--events", "300", "--seed", "9")
 
@@ -25,10 +24,12 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_others() -> None:
     assert first == second != other
 
 
-def test_now_ends_the_time_simulated_now() -> None:
-    last = json.loads(invoke("simulate", *SIZES, "--malformed", "0", "--now").stdout.splitlines()[-1])
-    sent = last.get("timestamp") or next(value for key, value in last["data"].items() if key.endswith("_at"))
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(sent)) < timedelta(days=2)
+def test_now_ends_the_time_simulated_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every day is another stream, so the day is a fixed one here."""
+    day = datetime(2027, 5, 27, 11, 5, tzinfo=UTC)
+    monkeypatch.setattr("customer_actors.cli.feeding.datetime", stopped(day))
+    lines = invoke("simulate", *SIZES, "--now").stdout.splitlines()
+    assert lines == list(simulate(ShopPlan(50, 300, 9, end_at=day)))
 
 
 def test_a_reader_that_has_enough_ends_it_silently() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from tests.servers.process import wait_until
@@ -30,6 +31,11 @@ WORKERS = (
     ),
 )
 SCHEDULER = (sys.executable, "-m", "scheduler")
+
+
+def crons(due: datetime) -> dict[str, str]:
+    """Settings by which both nightly jobs are due at this time every day."""
+    return {f"CUSTOMER_ACTORS_NIGHTLY_{job}_CRON": f"{due.minute} {due.hour} * * *" for job in ("SEGMENTS", "CREDIT")}
 
 
 class Process:

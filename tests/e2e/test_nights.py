@@ -25,7 +25,7 @@ from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
-from tests.e2e.processes import BIN, SCHEDULER, WORKERS, running, wait_until
+from tests.e2e.processes import BIN, SCHEDULER, WORKERS, crons, running, wait_until
 from tests.e2e.slow_nights import CHUNK_CUSTOMERS, jobs
 from tests.faults.check import Verdict, check_stored
 from tests.faults.order_log import INSTALL, INSTALL_SQLITE, prove
@@ -81,13 +81,10 @@ def judged(database: Database) -> Verdict:
 
 
 def missed_crons() -> dict[str, str]:
-    """Settings by which both jobs were due a quarter of an hour ago."""
-    due = datetime.now(UTC) - timedelta(minutes=15)
+    """Settings by which both jobs were due a quarter of an hour ago, but today: yesterday's find nothing to do."""
+    now = datetime.now(UTC)
+    due = max(now - timedelta(minutes=15), now.replace(hour=0, minute=0))
     return crons(due) | {"CUSTOMER_ACTORS_CATCH_UP": "60", "CUSTOMER_ACTORS_SWEEP_SECONDS": "1"}
-
-
-def crons(due: datetime) -> dict[str, str]:
-    return {f"CUSTOMER_ACTORS_NIGHTLY_{job}_CRON": f"{due.minute} {due.hour} * * *" for job in ("SEGMENTS", "CREDIT")}
 
 
 def chunks_done(database: Database) -> int:
@@ -248,9 +245,9 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 def test_embedded_nights_killed_in_the_middle_end_as_undisturbed_ones(tmp_path: Path) -> None:
     """Standard input stays open, as a pipe that lives through the night."""
     urls = [f"{SQLITE}{tmp_path}/{name}.db" for name in ("killed", "undisturbed")]
-    database, copy = (opened_with_log(url) for url in urls)
+    database = opened_with_log(urls[0])
     shop(database, 1_000)
-    shop(copy, 1_000)
+    copy = copied(*urls)
     env = environment({"DATABASE_URL": urls[0], **missed_crons()})
     with embedded(env) as process:
         wait_until(lambda: chunks_done(database) >= 3, WAIT_S)
@@ -267,6 +264,14 @@ def test_embedded_nights_killed_in_the_middle_end_as_undisturbed_ones(tmp_path: 
     same(database, copy, "nights: kill -9 of the embedded mode", "1 kill", recovery_s)
     database.release()
     copy.release()
+
+
+def copied(url: str, to: str) -> Database:
+    """An SQLite database with all that another has: a second shop could be of the day after."""
+    paths = [each.removeprefix(SQLITE) for each in (url, to)]
+    with closing(sqlite3.connect(paths[0])) as source, closing(sqlite3.connect(paths[1])) as target:
+        source.backup(target)
+    return open_database(to)
 
 
 def embedded(env: Mapping[str, str]) -> "subprocess.Popen[bytes]":

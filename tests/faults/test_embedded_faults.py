@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from customer_actors.settings import load_settings
 from customer_actors.simulate import ShopPlan, simulate
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
+from tests.e2e.processes import crons
 from tests.faults.accounts import Accounts
 from tests.faults.check import check
 from tests.faults.order_log import INSTALL_SQLITE
@@ -46,8 +47,10 @@ class Shop:
 
     @contextmanager
     def run(self) -> Iterator[Child]:
-        """`customer-actors run` over the whole file, in small batches."""
-        env = {"DATABASE_URL": self.url, "CUSTOMER_ACTORS_BATCH_SIZE": "20"}
+        """`customer-actors run` over the whole file, in small batches. No night falls into it: the final check knows
+        fixed cuts only."""
+        nights = crons(datetime.now(UTC) + timedelta(hours=12))
+        env = {"DATABASE_URL": self.url, "CUSTOMER_ACTORS_BATCH_SIZE": "20", "CUSTOMER_ACTORS_CATCH_UP": "1", **nights}
         child = Child((str(BIN / "customer-actors"), "run", "events.jsonl"), env, self.folder)
         try:
             yield child

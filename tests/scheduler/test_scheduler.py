@@ -43,9 +43,10 @@ def test_list_shows_the_last_run_of_every_job(monkeypatch: pytest.MonkeyPatch, u
     job_runs.claim(database, Run("credit", "2026-11-24T03:45", date(2026, 11, 24)), 1)
     database.release()
     assert "  last run 2026-11-24T03:45: claimed, as of 2026-11-24; no worker has begun" in invoke("list").splitlines()
+    before = datetime.now(UTC)
     segments, credit = json.loads(invoke("list", "--json"))
     assert list(segments) == list(credit) == ROW
-    assert datetime.fromisoformat(credit["next_at"]) > datetime.now(UTC)
+    assert datetime.fromisoformat(credit["next_at"]) > before
     assert (segments["last_run"], credit["last_run"]["state"]) == (None, "claimed")
 
 
