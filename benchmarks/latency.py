@@ -28,7 +28,7 @@ PATIENCE_S: Final = 30.0
 _COUNTERS: Final = 6
 _PIECES_PER_S: Final = 50
 _PIECE: Final = 100_000
-"""Steps of one piece: a few milliseconds, so that all of them are about as busy as this project at 500 events/s."""
+"""Steps of one piece: a millisecond or two, so that all of them together need about half a processor."""
 
 _NOTIFY: Final = """
     CREATE FUNCTION notify_of_points() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -38,7 +38,7 @@ _NOTIFY: Final = """
     CREATE TRIGGER notify_of_points AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION notify_of_points()
 """
 """PostgreSQL delivers a notification right after its transaction has committed. The trigger is the benchmark's alone;
-what it and the delivery cost (a fraction of a millisecond) is counted against every subject."""
+what it and the delivery cost is counted against every subject, once for each of its commits."""
 OUR_NOTIFY: Final = _NOTIFY.format(
     table="loyalty_entry",
     notify="PERFORM pg_notify('points', reference) FROM event "
