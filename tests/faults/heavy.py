@@ -107,6 +107,7 @@ class Latency(NamedTuple):
 
     p50_ms: float
     p99_ms: float
+    sent: int
     missing: int
     """Sales without points when patience ended, in all windows."""
 
@@ -133,6 +134,9 @@ class Steady(threading.Thread):
         self._sales = _WARM_UP + int(seconds * PER_S)
         self._url = stage.rabbitmq_url
         self._listening = stage.connect()
+        self._listening.autocommit = True
+        with self._listening.cursor() as cursor:  # before the first sale: what was told earlier is not told again
+            cursor.execute("LISTEN points")
         self._due: dict[str, float] = {}
         self._seen: dict[str, float] = {}
 
@@ -147,8 +151,8 @@ class Steady(threading.Thread):
             self._due[reference] = began_s + number / PER_S
             time.sleep(max(0.0, self._due[reference] - time.monotonic()))
             channel.basic_publish(exchange, EventType.ORDER_COMPLETED, body, BasicProperties(delivery_mode=2))
-        connection.close()
         listener.join()
+        connection.close()  # not sooner: what nobody confirmed may go with its channel
         self._listening.close()
 
     def _sale(self, number: int) -> tuple[str, bytes]:
@@ -159,9 +163,6 @@ class Steady(threading.Thread):
 
     def _listen(self) -> None:
         connection: Any = self._listening
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("LISTEN points")
         deadline = time.monotonic() + self._sales / PER_S + _PATIENCE_S
         while len(self._seen) < self._sales and time.monotonic() < deadline:
             select.select([connection], [], [], 0.1)
@@ -175,15 +176,15 @@ class Steady(threading.Thread):
         counted = list(self._due)[_WARM_UP:]
         took = [(self._seen[each] - self._due[each]) * 1_000 for each in counted if each in self._seen]
         cuts = statistics.quantiles(took, n=100, method="inclusive")
-        return Latency(cuts[49], cuts[98], len(self._due.keys() - self._seen.keys()))
+        return Latency(cuts[49], cuts[98], len(self._due), len(self._due.keys() - self._seen.keys()))
 
 
 def measured(stage: Stage, name: str, seconds: float, windows: int = WINDOWS) -> Latency:
     """The others' latency, in windows of so many seconds."""
     each = [_window(stage, f"{name}{number}", seconds) for number in range(windows)]
     print(f"{name}: p99 of the windows " + ", ".join(f"{window.p99_ms:.0f}" for window in each))
-    p50s, p99s, missing = zip(*each, strict=True)
-    return Latency(statistics.median(p50s), statistics.median(p99s), sum(missing))
+    p50s, p99s, sent, missing = zip(*each, strict=True)
+    return Latency(statistics.median(p50s), statistics.median(p99s), sum(sent), sum(missing))
 
 
 def _window(stage: Stage, name: str, seconds: float) -> Latency:
