@@ -166,7 +166,7 @@ def segmentation(customer_id: str) -> None:
         )
         last_purchase, orders, total_spent = cursor.fetchone()
         today = datetime.now(UTC).date()
-        scores = score(today, last_purchase.date(), orders, total_spent, Cuts(), 2) if orders else (None,) * 4
+        scores = score(today, last_purchase.date(), orders, total_spent, Cuts(), 2) if last_purchase else (None,) * 4
         cursor.execute(
             "INSERT INTO segment (customer_id, recency, frequency, monetary, code, calculated_at) "
             "VALUES (%s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT (customer_id) DO UPDATE SET "
@@ -189,7 +189,9 @@ def loyalty(event: Event) -> None:
             cursor.execute("INSERT INTO loyalty (customer_id) VALUES (%s) ON CONFLICT DO NOTHING", (customer_id,))
             cursor.execute("SELECT lifetime_points FROM loyalty WHERE customer_id = %s FOR UPDATE", (customer_id,))
             found = cursor.fetchone()
-        multiplier = next(tier.multiplier for tier in reversed(DEFAULT_TIERS) if tier.threshold <= found[0])
+        # below zero when a cancellation was done again
+        before = max(0, found[0])
+        multiplier = next(tier.multiplier for tier in reversed(DEFAULT_TIERS) if tier.threshold <= before)
         _award(cursor, customer_id, order_id, int(amount * multiplier / 100), found[0])
 
 

@@ -129,7 +129,7 @@ async def segment(connection: Any, customer_id: str) -> None:
             "SELECT last_purchase, orders, total_spent FROM customer_stats WHERE customer_id = $1", customer_id
         )
         today = datetime.now(UTC).date()
-        scores = score(today, last_purchase.date(), orders, total_spent, Cuts(), 2) if orders else (None,) * 4
+        scores = score(today, last_purchase.date(), orders, total_spent, Cuts(), 2) if last_purchase else (None,) * 4
         await connection.execute(
             "INSERT INTO segment (customer_id, recency, frequency, monetary, code, calculated_at) "
             "VALUES ($1, $2, $3, $4, $5, clock_timestamp()) ON CONFLICT (customer_id) DO UPDATE SET "
@@ -150,7 +150,9 @@ async def award(connection: Any, event: Event) -> None:
                 "INSERT INTO loyalty (customer_id) VALUES ($1) ON CONFLICT DO NOTHING", customer_id
             )
             before = await connection.fetchval(sql, customer_id)
-        multiplier = next(tier.multiplier for tier in reversed(DEFAULT_TIERS) if tier.threshold <= before)
+        # below zero when a cancellation was done again
+        held = max(0, before)
+        multiplier = next(tier.multiplier for tier in reversed(DEFAULT_TIERS) if tier.threshold <= held)
         await _book(connection, customer_id, order_id, int(amount * multiplier / 100), before)
 
 
