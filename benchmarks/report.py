@@ -150,7 +150,7 @@ def markdown(results: Results) -> str:
     ]
     if others:
         parts += ["### More of this project", _table(("scenario", "", "events/s"), others)]
-    if results.rounds["uniform"]:
+    if results.rounds["uniform"][OURS]:
         parts += ["### CPU seconds per 10,000 events, uniform where nothing else is said", _cpu(results)]
     return "\n\n".join(parts)
 
