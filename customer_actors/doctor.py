@@ -13,8 +13,9 @@ from zoneinfo import ZoneInfo
 
 from customer_actors.errors import Outage, UsageError
 from customer_actors.health import stale_us
+from customer_actors.ingest.losses import STUCK
 from customer_actors.settings import Settings
-from customer_actors.storage.beats import all_beats
+from customer_actors.storage.beats import Beat, all_beats
 from customer_actors.storage.database import Database
 from customer_actors.storage.job_runs import first_migrated, last_runs
 from customer_actors.storage.opening import open_database, sqlite_file
@@ -124,28 +125,31 @@ def _database(settings: Settings, database: Database, now_us: int | None) -> Ite
         yield _history(database)
     now_us = now_us or before_us
     yield from _waiting(settings, database, now_us)
+    fresh = [beat for beat in all_beats(database) if beat.is_fresh(now_us, stale_us(settings))]
     if settings.rabbitmq_url is not None:
-        yield from _processes(settings, database, now_us)
+        yield from _processes(fresh)
+    yield from _alarms(fresh)
+    if settings.rabbitmq_url is not None:
         yield from _nights(settings, database, now_us)
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-def _server(database: Database, now_us: int | None) -> Iterator[Finding]:
+def _server(database: PostgresDatabase, now_us: int | None) -> Iterator[Finding]:
     ours_us = now_us or time.time_ns() // 1_000
-    durability, server_us, name = database.query(
-        "SELECT current_setting('synchronous_commit'), "
-        "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), current_database()"
+    durability, server_us = database.query(
+        "SELECT current_setting('synchronous_commit'), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
     )[0]
+    switch_on = database.durability_fix()
     unsafe = [
         setting
         for setting in ("fsync", "full_page_writes")
         if database.query("SELECT current_setting(?)", (setting,)) == [("off",)]
     ]
-    if durability == "off" or unsafe:
-        off = ", ".join([*(["synchronous_commit"] if durability == "off" else []), *unsafe])
-        fix = [f"ALTER DATABASE {_quoted(name)} SET synchronous_commit = on;"] if durability == "off" else []
+    if switch_on is not None or unsafe:
+        off = ", ".join([*(["synchronous_commit"] if switch_on is not None else []), *unsafe])
+        fix = [switch_on] if switch_on is not None else []
         fix += [f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();" for setting in unsafe]
         yield Finding(
             "durability", PROBLEM, f"{off} off: a crash of the server loses events that were acknowledged", fix
@@ -218,10 +222,6 @@ def _triggers_again(table: str) -> str:
     )
 
 
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
-
-
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
@@ -277,17 +277,22 @@ _START: Final = {
 }
 
 
-_ALARM_FIX: Final = {
-    "ingest": ["customer-actors status    # its queue: what keeps ending its connections is met alone, then given up"],
-    "worker": [
-        "customer-actors held list    # what fails for most customers; deploy the fix, they go on by themselves",
-        'customer-actors held release --all --reason "what was corrected"    # or at once',
-    ],
-}
+_QUEUE_LOST: Final = [
+    "customer-actors status    # its queue: what keeps ending its connections is met alone, then given up"
+]
+_NO_COMMIT: Final = [
+    'psql "$ADMIN_URL" -f deploy/postgresql/roles.sql    # if a permission is missing, as after a migration',
+    "SELECT pid, usename, query FROM pg_stat_activity WHERE pid IN (SELECT unnest(pg_blocking_pids(pid)) "
+    "FROM pg_stat_activity);    # if a lock is: who holds it",
+]
+_MOST_FAIL: Final = [
+    "customer-actors held list    # what fails for most customers; deploy the fix, they go on by themselves",
+    'customer-actors held release --all --reason "what was corrected"    # or at once',
+]
+"""For workers, and for whatever else advances customers; only ingest does not."""
 
 
-def _processes(settings: Settings, database: Database, now_us: int) -> Iterator[Finding]:
-    fresh = [beat for beat in all_beats(database) if beat.is_fresh(now_us, stale_us(settings))]
+def _processes(fresh: Sequence[Beat]) -> Iterator[Finding]:
     for kind, start in _START.items():
         ours = [beat for beat in fresh if beat.kind == kind]
         if not ours:
@@ -299,11 +304,21 @@ def _processes(settings: Settings, database: Database, now_us: int) -> Iterator[
             yield Finding(kind, PROBLEM, "; ".join(trouble), restart)
         else:
             yield Finding(kind, OK, f"{len(ours)} alive")
+
+
+def _alarms(fresh: Sequence[Beat]) -> Iterator[Finding]:
+    """What processes see of the service; without a broker the embedded one does."""
     alarms = [beat for beat in fresh if beat.alarm]
     for beat in alarms:
-        yield Finding("alarm", PROBLEM, f"{beat.process}: {beat.alarm}", _ALARM_FIX[beat.kind])
+        yield Finding("alarm", PROBLEM, f"{beat.process}: {beat.alarm}", _alarm_fix(beat))
     if not alarms:
         yield Finding("alarm", OK, "none")
+
+
+def _alarm_fix(beat: Beat) -> list[str]:
+    if beat.kind != "ingest":
+        return _MOST_FAIL
+    return _NO_COMMIT if STUCK in (beat.alarm or "") else _QUEUE_LOST
 
 
 def _nights(settings: Settings, database: Database, now_us: int) -> Iterator[Finding]:

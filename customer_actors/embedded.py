@@ -219,13 +219,14 @@ def embedded(settings: Settings, stop: Stop | None = None, *, nights: bool = Tru
     does: a nightly job that is due, or was missed within the catch-up window, is done.
 
     Raises:
-        UsageError: the database is of a newer version. Outage: it is away.
+        UsageError: the database is of a newer version, or could forget what it committed. Outage: it is away.
     """
     database = open_database(settings.database_url)
     try:
+        database.require_durable()
         migrate(database)
         require_current(database)
-        pipeline = declare(settings, database, make_broker(None))
+        pipeline = declare(settings, database, make_broker(None), kind="embedded")
         turn = Turn()
         intake = Intake(database, policies(settings, database, now_us()), turn.add, pipeline.clock)
         held = frozenset(held_customers(database))  # before the first sweep holds somebody

@@ -26,6 +26,14 @@ def stale_us(settings: Settings) -> int:
     return (MISSED_BEATS * settings.sweep_seconds + _SLACK_S) * 1_000_000
 
 
+def expected(beats: Sequence[Beat], runs: Callable[[Beat], bool], host: str | None = None) -> list[Beat]:
+    """The beats of processes that somebody means to keep: an embedded one that is gone, such as a killed `run` over a
+    file, is missed by nobody.
+    """
+    here = host or socket.gethostname()
+    return [beat for beat in beats if beat.kind != "embedded" or (beat.host == here and runs(beat))]
+
+
 def live_checks(
     beats: Sequence[Beat],
     now_us: int,

@@ -166,6 +166,7 @@ def _opened(settings: Settings) -> Iterator[Database]:
     database = open_database(settings.database_url)
     try:
         require_current(database)
+        database.require_durable()
         yield database
     finally:
         database.release()

@@ -21,11 +21,13 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.process import Stop
 from customer_actors.settings import Settings, load_settings
 from customer_actors.simulate import ShopPlan, simulate
+from customer_actors.storage import loyalty, stats
+from customer_actors.storage.beats import all_beats
 from customer_actors.storage.job_runs import last_runs
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate
-from tests.cli.running import order, states
+from tests.cli.running import invoke, opened, order, states
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
 
@@ -143,6 +145,32 @@ def test_a_file_another_process_writes_to_is_waited_for(tmp_path: Path) -> None:
         service.drain()
         writer.join()
     assert states(url)["default", "C1"]["stats"]["orders"] == 1
+
+
+def test_a_mass_failure_is_red_while_it_runs_and_its_beat_ends_with_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fold(*_: object) -> None:
+        raise ValueError("the code is bad")
+
+    for store in (stats, loyalty):
+        monkeypatch.setattr(store, "fold", fold)
+    env = {"DATABASE_URL": url, "CUSTOMER_ACTORS_SWEEP_SECONDS": "1"}
+
+    def red() -> bool:
+        ready = invoke("health", "ready", env=env)
+        return ready.exit_code == 1 and "red  mass failure" in ready.stdout
+
+    with embedded(load_settings(env)) as service:
+        assert not red()
+        service.feed(io.BytesIO("".join(order(f"O{n}", f"C{n}") for n in range(50)).encode()))
+        service.drain()
+        wait_until(red, 20)
+        assert [(beat.kind, beat.trouble, beat.alarm) for beat in all_beats(service.database)] == [
+            ("embedded", None, "mass failure")
+        ]
+    with opened(url) as database:
+        assert all_beats(database) == []
 
 
 def test_a_database_of_a_newer_version_is_refused(settings: Settings, url: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from customer_actors.health import Check, live_checks, ready_checks, stale_us
+from customer_actors.health import Check, expected, live_checks, ready_checks, stale_us
 from customer_actors.settings import load_settings
 from customer_actors.storage.beats import Beat
 from customer_actors.storage.vitals import Vitals
@@ -64,6 +64,12 @@ def test_other_hosts_do_not_count_and_nobody_at_all_is_red() -> None:
     assert live(beat(), kind="scheduler") == {"scheduler": False}
 
 
+def test_an_embedded_run_that_is_gone_or_elsewhere_is_missed_by_nobody() -> None:
+    runs, killed, elsewhere = beat("embedded"), beat("embedded", 7), beat("embedded", 1, host="there")
+    found = expected([runs, killed, elsewhere, beat(pid=7)], lambda beat: beat.pid == 1, "here")
+    assert found == [runs, beat(pid=7)]
+
+
 def test_an_alarm_is_no_matter_of_life() -> None:
     assert live(beat(alarm="mass failure")) == {"worker:here:1": True}
 
@@ -97,6 +103,8 @@ def test_a_missing_worker_or_ingest_is_red_where_there_is_a_broker() -> None:
 def test_threads_mass_failure_dead_letters_and_a_broker_away_are_red() -> None:
     assert red(beat(threads=(5, 3)), beat("ingest", 2)) == {"threads"}
     assert red(beat(alarm="mass failure"), beat("ingest", 2)) == {"mass failure"}
+    assert red(beat("embedded", alarm="mass failure"), broker=None) == {"mass failure"}
+    assert red(beat("embedded", alarm="mass failure", age_us=STALE_US + 1), broker=None) == set()
     assert red(beat(), beat("ingest", 2, alarm="a queue: 5 connections lost")) == {"queues"}
     assert red(*BOTH, broker=BROKER | {"queues": {"customer_dead_letter_queue": 1}}) == {"dead letters"}
     assert red(*BOTH, broker={"reachable": False, "error": "refused", "queues": {}}) == {"broker"}

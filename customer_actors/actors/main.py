@@ -16,7 +16,7 @@ from customer_actors.errors import UsageError
 from customer_actors.process import Stop, wait_for_database
 from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.actors import Stores
-from customer_actors.storage.beats import beat
+from customer_actors.storage.beats import Kind, beat
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.rules import number_of
@@ -48,7 +48,7 @@ def _setup() -> None:
     signal.signal(signal.SIGTERM, handler)
     watchdog = Watchdog(lambda problem: beat(database, "worker", now_us(), problem=problem))
     broker.add_middleware(watchdog)
-    pipeline = declare(settings, database, broker, parent=_main_process(), watchdog=watchdog)
+    pipeline = declare(settings, database, broker, parent=_main_process(), watchdog=watchdog, kind="worker")
     dramatiq.set_broker(pipeline.broker)
     database.release()  # this thread only waits from now on
 
@@ -67,12 +67,16 @@ def declare(
     *,
     parent: int | None = None,
     watchdog: Watchdog | None = None,
+    kind: Kind | None = None,
 ) -> Pipeline:
-    """All actors and the sweep on one broker; the schema must be current. Without `parent` the process ends."""
+    """All actors and the sweep on one broker; the schema must be current. Without `parent` the process ends.
+
+    With a `kind` the process beats as one.
+    """
     rules = settings.rules()
     number_of(database, rules, now_us())
     stores = Stores(database, rules, settings.round_events)
     pipeline = Pipeline(broker, stores, bundle_size=settings.bundle_size)
     nights = nightly.Nights(pipeline, nightly.nightly_jobs(stores))
-    broker.add_middleware(Sweeper(pipeline, settings.sweep_seconds, parent, watchdog, nights))
+    broker.add_middleware(Sweeper(pipeline, settings.sweep_seconds, parent, watchdog, nights, kind))
     return pipeline

@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError
 from customer_actors.actors.dispatcher import bundles, plan
 from customer_actors.domain.routing import ACTORS, AFTER
 from customer_actors.groups.advance import Report, advance
+from customer_actors.groups.failure import MAX_DELAY_S
 from customer_actors.groups.sweep import HELD
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.bells import Bell
@@ -144,5 +145,10 @@ class Pipeline:
             log.warning("mass failure is over", then="attempts are charged again")
 
     def _delay_ms(self, next_try_us: int) -> int:
-        """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a ms is cut off."""
-        return max(0, next_try_us - self.clock()) // 1_000 + 2
+        """Never early, for an early message ends its chain: here and in Dramatiq a fraction of a ms is cut off.
+
+        But never longer than any hold waits: the time may be by a host's clock that is ahead, and the message sits
+        unacknowledged in a worker. Then the sweep rings when the time has come.
+        """
+        delay_us = min(max(0, next_try_us - self.clock()), int(MAX_DELAY_S * 1_000_000))
+        return delay_us // 1_000 + 2

@@ -17,7 +17,7 @@ from customer_actors.actors.pipeline import BROKER_ERRORS, Pipeline
 from customer_actors.actors.watchdog import Watchdog
 from customer_actors.errors import CustomerActorsError
 from customer_actors.groups.sweep import sweep
-from customer_actors.storage.beats import beat, end_beat
+from customer_actors.storage.beats import Kind, beat, end_beat
 from customer_actors.storage.bells import remove_bells
 from customer_actors.storage.overdue import all_behind, overdue
 
@@ -37,16 +37,19 @@ class Sweeper(dramatiq.Middleware):
         parent: int | None = None,
         watchdog: Watchdog | None = None,
         nights: Nights | None = None,
+        kind: Kind | None = None,
     ) -> None:
         """`parent`: the process without which this one has to end, lest a killed one leaves its workers behind.
 
-        With a `watchdog` the sweep's thread also writes this process's beat, so that it needs no connection of its own.
+        With a `kind` the sweep's thread also writes this process's beat, so that it needs no connection of its own; the
+        `watchdog` tells of its threads.
         """
         self.pipeline = pipeline
         self.interval_s = interval_s
         self._parent = parent
         self._watchdog = watchdog
         self._nights = nights
+        self._kind = kind
         self._after = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
@@ -70,8 +73,7 @@ class Sweeper(dramatiq.Middleware):
             self._guarded(self._beat)
             self._guarded(self.sweep)
             self._guarded(self.sweep_nights)
-        if self._watchdog is not None:
-            self._guarded(lambda: end_beat(self.pipeline.stores.database, "worker"))
+        self._guarded(self._end_beat)
         self.pipeline.stores.database.release()
 
     def _end_with_the_main_process(self) -> None:
@@ -82,11 +84,15 @@ class Sweeper(dramatiq.Middleware):
             os._exit(os.EX_SOFTWARE)
 
     def _beat(self) -> None:
-        if self._watchdog is not None:
-            expected, alive = self._watchdog.threads()
+        if self._kind is not None:
+            expected, alive = (1, 1) if self._watchdog is None else self._watchdog.threads()
             pipeline = self.pipeline
             now_us = pipeline.clock()
-            beat(pipeline.stores.database, "worker", now_us, expected=expected, alive=alive, alarm=_alarm(pipeline))
+            beat(pipeline.stores.database, self._kind, now_us, expected=expected, alive=alive, alarm=_alarm(pipeline))
+
+    def _end_beat(self) -> None:
+        if self._kind is not None:
+            end_beat(self.pipeline.stores.database, self._kind)
 
     def _guarded(self, work: Callable[[], object]) -> None:
         """A sweep that fails is only late: the next one does its work too."""

@@ -100,7 +100,7 @@ def _print_text(differences: Iterable[Difference], checked: Checked) -> int:
         return each.actor, each.field, each.stored, each.expected
 
     for (organization_id, customer_id), found in groupby(differences, key=lambda each: each[:2]):
-        click.secho(f"{printable(customer_id)}  organization {printable(organization_id)}", bold=True)
+        click.secho(f"{printable(customer_id)}  organization {printable(organization_id) or 'unknown'}", bold=True)
         count += _print_lines(map(line, found), MOST_SHOWN)
     sizes = f"{counted(checked.customers, 'customer')}, {counted(checked.events, 'event')}"
     figures = f"{sizes} and {counted(checked.ledger_rows, 'ledger row')} compared"

@@ -69,12 +69,14 @@ def opened(settings: Settings) -> Iterator[Database]:
     """The database of these settings with a current schema; its connection is closed afterwards.
 
     Raises:
-        UsageError: there is no such SQLite file, or the schema is not current. Outage: the database is away.
+        UsageError: there is no such SQLite file, the schema is not current, or the database could forget what is
+            committed. Outage: it is away.
     """
     require_file(settings)
     database = open_database(settings.database_url)
     try:
         require_current(database)
+        database.require_durable()
         require_same_decimals(database, settings.rules())
         yield database
     finally:

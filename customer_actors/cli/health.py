@@ -20,7 +20,7 @@ from customer_actors.cli.common import (
 )
 from customer_actors.cli.overview import broker_view
 from customer_actors.errors import UsageError
-from customer_actors.health import Check, live_checks, ready_checks, stale_us
+from customer_actors.health import Check, expected, live_checks, ready_checks, stale_us
 from customer_actors.settings import Settings
 from customer_actors.storage.beats import Beat, all_beats
 from customer_actors.storage.database import Database
@@ -45,8 +45,8 @@ def health() -> None:
 def live(kind: str | None, as_json: bool) -> None:
     """Whether this host's processes live, with all their threads. What is red, a restart heals.
 
-    Without RABBITMQ_URL everything runs inside of one command, which tells by its exit code how it went: there is
-    nothing to look at, and that is green.
+    Without RABBITMQ_URL everything runs inside of one command, which tells by its exit code how it went: when none
+    runs there is nothing to look at, and that is green.
 
     Example: customer-actors health live --kind worker
     """
@@ -55,7 +55,7 @@ def live(kind: str | None, as_json: bool) -> None:
     database = open_database(settings.database_url)
     try:
         require_current(database)
-        beats = all_beats(database)
+        beats = expected(all_beats(database), _runs)
     except UsageError as error:
         _report([Check("schema", False, str(error))], as_json)
     finally:

@@ -8,7 +8,7 @@ comes back harmless.
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 import pika
@@ -179,9 +179,20 @@ def _persistent(properties: dict[str, bytes]) -> BasicProperties:
 
 @contextmanager
 def _ways_back(connection: pika.BlockingConnection) -> Iterator[set[str]]:
-    """The queues that exist, each bound to a fanout of its own for the time of the block."""
-    bound = {queue for queue in QUEUES if _bind(connection, queue)}
-    yield bound
+    """The queues that exist, each bound to a fanout of its own for the time of the block, however it ends."""
+    bound: set[str] = set()
+    try:
+        bound.update(queue for queue in QUEUES if _bind(connection, queue))
+        yield bound
+    except BaseException:
+        # On a connection that is gone this fails, too, and what ended the block says more.
+        with suppress(AMQPError, OSError):
+            _unbind(connection, bound)
+        raise
+    _unbind(connection, bound)
+
+
+def _unbind(connection: pika.BlockingConnection, bound: set[str]) -> None:
     channel = connection.channel()
     for queue in sorted(bound):
         channel.queue_unbind(queue, RETRY_EXCHANGE_PREFIX + queue)

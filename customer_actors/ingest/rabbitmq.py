@@ -26,8 +26,9 @@ from customer_actors.errors import Outage, UsageError
 from customer_actors.ingest import topology
 from customer_actors.ingest.connection import parameters, reason
 from customer_actors.ingest.link import LOOK_S, Delivery, Inbox, Link
-from customer_actors.ingest.losses import Losses
+from customer_actors.ingest.losses import Losses, Outages
 from customer_actors.ingest.spacing import Spacing
+from customer_actors.telemetry import redact
 
 _MOST_PREFETCH: Final = 65_535
 """AMQP has 16 bits for it."""
@@ -93,7 +94,7 @@ class Consumer:
         self._warned: set[str] = set()
         self._batch: list[Delivery] = []
         self._begun_s = 0.0
-        self._outages = 0
+        self._outages = Outages()
         self._stopping = False
         self._abandon_s = math.inf
         self._end_s = math.inf
@@ -127,8 +128,12 @@ class Consumer:
         self._stopping = True
 
     def alarm(self) -> str | None:
-        """What an operator should know about the queues; from any thread."""
-        return "; ".join(f"{queue}: {says}" for queue, says in self._losses.alarming(time.monotonic()).items()) or None
+        """What an operator should know about the queues and about committing what comes; from any thread."""
+        now_s = time.monotonic()
+        says = [f"{queue}: {lost}" for queue, lost in self._losses.alarming(now_s).items()]
+        if stuck := self._outages.alarming(now_s):
+            says.append(stuck)
+        return "; ".join(says) or None
 
     # --- the SQL thread ----------------------------------------------------------------------------------------------
 
@@ -194,7 +199,7 @@ class Consumer:
         self._inbox.pace(self._batch, customers)
         last_tags = {delivery.link: delivery.tag for delivery in self._batch}
         self._batch = []
-        self._outages = 0
+        self._outages.committed()
         self._loop.add_callback_threadsafe(partial(_acknowledge, last_tags))
 
     def _step_back(self, outage: Outage) -> None:
@@ -204,8 +209,9 @@ class Consumer:
         disk) would send the same messages back time and again until they are dead letters. So while `ready` is content,
         a link that has one message only keeps it, to be tried again.
         """
-        self._outages += 1
-        wait_s = retry_s(self._outages)
+        # The text ends in the beat, which no log's redaction passes.
+        self._outages.failed(redact(str(outage)), time.monotonic())
+        wait_s = retry_s(self._outages.in_a_row)
         ready = self._is_ready()
         for link in self._links.values():
             if not ready or link.prefetch > 1:

@@ -154,11 +154,13 @@ def _declare_queue(connection: pika.BlockingConnection, queue: str, wanted: Mapp
     )
 
 
-def losses_of(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> list[str]:
-    """What is lost because an existing queue has other arguments than we would give it. Raises `UsageError` for a queue
-    that cannot be used at all; a user who may not declare queues learns of nothing.
+def losses_of(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> list[str] | None:
+    """What is lost because an existing queue has other arguments than we would give it; None when that cannot be known,
+    because this user may not declare the queue. Raises `UsageError` for a queue that cannot be used at all.
     """
     actual = _actual_arguments(connection, queue, wanted)
+    if actual is None:
+        return None
     return [
         f"{name} is {'not set' if actual.get(name) is None else actual[name]}"
         + (f": {_LOSS[name]}" if name in _LOSS else "")
@@ -180,17 +182,22 @@ def migration_of(queue: str, vhost: str) -> list[str]:
     ]
 
 
-def _actual_arguments(connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _actual_arguments(
+    connection: pika.BlockingConnection, queue: str, wanted: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The arguments an existing queue has, found by declaring it: RabbitMQ refuses naming one difference and the value
-    it has, so take that value over and declare again until nothing differs. Raises `UsageError` as `declare` does.
+    it has, so take that value over and declare again until nothing differs. None: this user may not declare it. Raises
+    `UsageError` as `declare` does.
     """
     arguments = dict(wanted)
     for _ in range(_MOST_ARGUMENTS):
         refusal = _attempt(
             connection, lambda channel: channel.queue_declare(queue, durable=True, arguments=dict(arguments))
         )
-        if refusal is None or refusal.reply_code == _ACCESS_REFUSED:
+        if refusal is None:
             break
+        if refusal.reply_code == _ACCESS_REFUSED:
+            return None
         if refusal.reply_code == _RESOURCE_LOCKED:
             raise _unusable(queue, "exclusive to another connection")
         found = _INEQUIVALENT.search(refusal.reply_text)

@@ -10,20 +10,22 @@ one customer at a time 8 bytes per event and actor, and for credit about 1 KB pe
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from customer_actors.domain.refold import Row
-from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS, STREAM_ACTORS
+from customer_actors.domain.routing import ACTORS, BIT, CREDIT, LOYALTY, SEGMENTATION, STATS, STREAM_ACTORS
 from customer_actors.domain.rules import Rules
-from customer_actors.domain.segmentation import Cuts
 from customer_actors.domain.stats import Stats
 from customer_actors.domain.story import STREAM
 from customer_actors.storage import holds
-from customer_actors.storage.database import Database
+from customer_actors.storage.database import Database, columns
 from customer_actors.storage.operators import skips_of
-from customer_actors.storage.refolding import CUSTOMER, WINDOW, Finding, Refolding
+from customer_actors.storage.refolding import CUSTOMER, FACTS, WINDOW, Finding, Refolding
 from customer_actors.storage.rules import RulesBook
-from customer_actors.storage.segment_check import segment_differences
+from customer_actors.storage.segment_check import Known, segment_differences
 from customer_actors.storage.views import STATES, Stored, snapshot, stored_customers
 
 PAGE: Final = 500
@@ -105,16 +107,21 @@ class Audit:
         self._actors = actors
         self._window = window
         self._book = RulesBook(database)
-        self._cuts: dict[int, Cuts] = {}
+        self._cuts: Known = {}
 
     def run(self, scope: Scope, progress: Callable[[int], None] = lambda _: None) -> Iterator[Difference]:
-        """Every difference, customer by customer. `progress` is told how many customers are done."""
+        """Every difference, customer by customer. `progress` is told how many customers are done.
+
+        Of everything it ends with rows whose customer is gone: nothing keeps that row, and no page has them.
+        """
         for page in pages(self._database, scope, self._window):
             named = {customer.number: customer for customer in page}
             for actor, finding in self.findings(page):
                 yield _difference(named, actor, finding)
             self.checked.customers += len(page)
             progress(self.checked.customers)
+        if scope == Scope():
+            yield from _orphans(self._database)
 
     def findings(self, page: Sequence[Customer]) -> "Iterator[_Found]":
         """What differs of the customers of one page, as (actor, finding), customer by customer."""
@@ -188,17 +195,28 @@ class Audit:
             )
 
     def _standings(self, stored: dict[int, Stored], heads: "dict[int, _Heads]") -> "Iterator[_Found]":
-        """No actor stands behind the last event that concerns it, and a hold has its details [G7]."""
+        """No actor stands behind the last event that concerns it; a hold is at the next one, with its details [G7]."""
         for actor in self._actors:
             details = holds.positions(self._database, actor, list(stored))
+            following = self._following(actor, stored)
             for number, one in stored.items():
                 standing = one.standings[actor]
                 last = one.standings[STATS].position if actor == SEGMENTATION else getattr(heads[number], actor)
                 if standing.position > last:
                     yield actor, Finding(number, "position", "position", standing.position, last)
-                if standing.held_position != details.get(number):
-                    held, detail = standing.held_position, details.get(number)
-                    yield actor, Finding(number, "hold", "held_position", held, detail)
+                held, detail = standing.held_position, details.get(number)
+                expected = following.get(number, detail) if held == detail else detail
+                if held != expected:
+                    yield actor, Finding(number, "hold", "held_position", held, expected)
+
+    def _following(self, actor: str, stored: dict[int, Stored]) -> dict[int, int | None]:
+        """The first event not applied of customers that are held; segments are made of figures, not of events."""
+        if actor == SEGMENTATION:
+            return {}
+        standings = {number: one.standings[actor] for number, one in stored.items()}
+        held = [(number, each.position) for number, each in standings.items() if each.held_position is not None]
+        with self._database.reading():
+            return dict(self._database.for_each(_AFTER, _FOLLOWING.format(bit=BIT[actor]), held))
 
     def _segments(self, stored: dict[int, Stored]) -> "Iterator[_Found]":
         skips = skips_of(self._database, list(stored))
@@ -240,6 +258,50 @@ _HEADS: Final = """
         COALESCE(max(CASE WHEN (e.concerns & 4) <> 0 THEN e.position END), 0) AS credit
         FROM event e WHERE e.customer = {customer}
     ) s WHERE c.id = {customer}
+"""
+
+
+def _orphans(database: Database) -> Iterator[Difference]:
+    """One for each number that rows have and no customer has; whose it was, only the lost row could tell."""
+    found = merge(*(_without_customer(database, table) for table in _OF_CUSTOMERS))
+    for number, rows in groupby(found, key=itemgetter(0)):
+        expected = f"a row, for those in {', '.join(table for _, table in rows)}"
+        yield Difference("", f"number {number}", STREAM, "customer row", None, expected)
+
+
+def _without_customer(database: Database, table: str) -> Iterator[tuple[int, str]]:
+    """Numbers in a table that no customer has, in order."""
+    after = -(2**63)
+    while rows := database.query(_WALK.format(table=table), (after,)):
+        yield from ((number, table) for number, known in rows if not known)
+        after = rows[-1][0]
+
+
+_OF_CUSTOMERS: Final = (
+    *("event", "event_payload"),
+    *(state.table for state in STATES.values()),
+    *(facts.table for facts in FACTS.values()),
+)
+"""Tables whose key begins with the customer's number."""
+_WALK: Final = f"""
+    WITH RECURSIVE walk (customer, step) AS (
+        SELECT min(t.customer), 1 FROM {{table}} t WHERE t.customer > ?
+        UNION ALL
+        SELECT (SELECT min(t.customer) FROM {{table}} t WHERE t.customer > w.customer), w.step + 1
+        FROM walk w WHERE w.customer IS NOT NULL AND w.step < {PAGE}
+    )
+    SELECT w.customer, EXISTS (SELECT 1 FROM customer c WHERE c.id = w.customer) FROM walk w
+    WHERE w.customer IS NOT NULL ORDER BY w.customer
+"""
+"""From number to number by the index, however many rows each has, and a page of them at a time. Read at one moment,
+for a customer and its first event are committed together."""
+
+_AFTER: Final = columns("event", "customer bigint, after bigint")
+_FOLLOWING: Final = """
+    SELECT {{customer}} AS customer, (
+        SELECT e.position FROM event e WHERE e.customer = {{customer}} AND e.position > {{after}}
+        AND (e.concerns & {bit}) <> 0 ORDER BY e.position LIMIT 1
+    ) AS position
 """
 
 

@@ -24,13 +24,15 @@ _QUOTED: Final = str.maketrans({"\\": "\\\\", '"': '\\"'})
 _NEEDS_QUOTING: Final = re.compile(r'[\\"]')
 
 _SET_AGAIN: Final = {
-    "database": "ALTER DATABASE {database} SET synchronous_commit = on",
-    "user": "ALTER ROLE {user} SET synchronous_commit = on",
-    "database user": "ALTER ROLE {user} IN DATABASE {database} SET synchronous_commit = on",
+    "command line": "remove synchronous_commit from the command that starts PostgreSQL, and restart it",
+    "global": "ALTER ROLE ALL SET synchronous_commit = on;",
+    "database": "ALTER DATABASE {database} SET synchronous_commit = on;",
+    "user": "ALTER ROLE {user} SET synchronous_commit = on;",
+    "database user": "ALTER ROLE {user} IN DATABASE {database} SET synchronous_commit = on;",
     "client": "remove synchronous_commit from PGOPTIONS or DATABASE_URL",
 }
 """Where a setting comes from -> what puts it right; elsewhere it is the server's own."""
-_SERVER_SET: Final = "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf()"
+_SERVER_SET: Final = "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();"
 
 
 class PostgresDatabase(Database):
@@ -58,19 +60,24 @@ class PostgresDatabase(Database):
         )
 
     def require_durable(self) -> None:
-        rows = self.query(
-            "SELECT name, setting, source, current_database(), current_user FROM pg_settings "
-            "WHERE name IN ('synchronous_commit', 'fsync')"
-        )
-        settings = {name: (setting, source, of) for name, setting, source, *of in rows}
-        setting, source, (database, user) = settings["synchronous_commit"]
-        if setting == "off":
-            fix = _SET_AGAIN.get(source, _SERVER_SET).format(database=f'"{database}"', user=f'"{user}"')
+        fix = self.durability_fix()
+        if fix is not None:
             raise UsageError(
                 f"synchronous_commit is off, so PostgreSQL would lose commits whose messages are acknowledged: {fix}"
             )
-        if settings["fsync"][0] == "off":
+        if self.query("SELECT current_setting('fsync')") == [("off",)]:
             log.warning("fsync is off: a crash of the server's host loses data", then="set fsync = on and restart it")
+
+    def durability_fix(self) -> str | None:
+        """What switches synchronous_commit on again where it was switched off for us; None while it is on."""
+        sql = (
+            "SELECT setting, source, current_database(), current_user FROM pg_settings "
+            "WHERE name = 'synchronous_commit'"
+        )
+        setting, source, database, user = self.query(sql)[0]
+        if setting != "off":
+            return None
+        return _SET_AGAIN.get(source, _SERVER_SET).format(database=_quoted(database), user=_quoted(user))
 
     def _begin(self) -> Any:
         return self.engine.atomic()
@@ -152,6 +159,10 @@ def _marks(sql: str) -> str:
 
 def _unnest(pairs: Sequence[tuple[str, str]]) -> str:
     return f"unnest({', '.join(f'%s::{type_}[]' for _, type_ in pairs)}) AS v({_names(pairs)})"
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
 
 
 @cache

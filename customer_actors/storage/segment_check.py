@@ -14,9 +14,12 @@ from customer_actors.storage.database import Database
 from customer_actors.storage.segmentation import cuts_of
 from customer_actors.storage.views import SegmentRow, Stored
 
+Known = dict[tuple[str, int], Cuts]
+"""Snapshots by organization and number, read already."""
+
 
 def segment_differences(
-    database: Database, rules: Rules, stored: Stored, known: dict[int, Cuts] | None = None, *, skipped: bool = False
+    database: Database, rules: Rules, stored: Stored, known: Known | None = None, *, skipped: bool = False
 ) -> list[Difference]:
     """What the segment row has otherwise than its own inputs say, and its inputs otherwise than the statistics [R6].
 
@@ -27,7 +30,7 @@ def segment_differences(
     row, expected = stored.segment, stored.segment
     if not skipped and stored.standings[SEGMENTATION].position == stored.standings[STATS].position:
         expected = expected._replace(**_inputs(stored.stats, rules))
-    expected = expected._replace(**_scores(database, rules, row, {} if known is None else known))
+    expected = expected._replace(**_scores(database, rules, stored, {} if known is None else known))
     has, wanted = _shown(row, rules), _shown(expected, rules)
     return [Difference(SEGMENTATION, field, has[field], wanted[field]) for field in has if has[field] != wanted[field]]
 
@@ -42,21 +45,23 @@ def _inputs(state: Stats, rules: Rules) -> dict[str, Any]:
     return {"last_purchase_date": day, "orders": state.orders, "total_spent_minor": state.total_spent_minor}
 
 
-def _scores(database: Database, rules: Rules, row: SegmentRow, known: dict[int, Cuts]) -> dict[str, Any]:
+def _scores(database: Database, rules: Rules, stored: Stored, known: Known) -> dict[str, Any]:
+    row = stored.segment
     if row.last_purchase_date is None or row.calculated_at_us is None:
         return {"recency": None, "frequency": None, "monetary": None, "code": None}
     as_of = business_date(row.calculated_at_us, rules.zone)
-    last, cuts = date.fromisoformat(row.last_purchase_date), _cuts(database, row.cuts, known)
+    last = date.fromisoformat(row.last_purchase_date)
+    cuts = _cuts(database, stored.organization_id, row.cuts, known)
     scores = score(as_of, last, row.orders, row.total_spent_minor, cuts, rules.currency_decimals)
     return scores._asdict() | {"cuts": cuts.number}
 
 
-def _cuts(database: Database, number: int | None, known: dict[int, Cuts]) -> Cuts:
-    """The snapshot of that number; without one the fixed cuts."""
+def _cuts(database: Database, organization_id: str, number: int | None, known: Known) -> Cuts:
+    """The organization's snapshot of that number; without one, or of another's, the fixed cuts, which have none."""
     if number is None:
         return Cuts()
-    if number not in known:
-        wanted = "SELECT number, recency, frequency, monetary, as_of FROM rfm_cuts WHERE number = ?"
-        rows = database.query(wanted, (number,))
-        known[number] = cuts_of(rows[0]) if rows else Cuts()
-    return known[number]
+    if (organization_id, number) not in known:
+        wanted = "SELECT number, recency, frequency, monetary, as_of FROM rfm_cuts "
+        rows = database.query(f"{wanted} WHERE number = ? AND organization_id = ?", (number, organization_id))
+        known[organization_id, number] = cuts_of(rows[0]) if rows else Cuts()
+    return known[organization_id, number]

@@ -1,14 +1,19 @@
 """The few figures by which health is judged, cheap enough to be asked every few seconds on a busy database [G24]."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from customer_actors.domain.routing import ACTORS, BIT, SEGMENTATION, STATS
-from customer_actors.storage.bells import unanswered
+from customer_actors.storage.bells import PAGE, unanswered
 from customer_actors.storage.database import Database, columns
 from customer_actors.storage.views import STATES
 
-MOST_CUSTOMERS: Final = 1_000
-"""Customers of old bells looked at: one that waits is enough to be late."""
+CHUNK: Final = 1_000
+"""Customers of old bells looked at together: one that waits is enough to be late, and behind it nobody is asked for."""
+MOST_CUSTOMERS: Final = 10_000
+MOST_PAGES: Final = 20
+"""Of bells. So many that stay, though everybody is through, are of busy customers or of a sweep that stands still."""
 MOST_HELD: Final = 1_000_001
 RECENT_US: Final = 24 * 60 * 60 * 1_000_000
 
@@ -41,17 +46,35 @@ def vitals(database: Database, now_us: int, max_lag_us: int) -> Vitals:
 def _oldest(database: Database, before_us: int) -> int | None:
     """Whoever waits has a bell, so only the customers of old bells are looked at. An old bell alone says nothing: of
     a busy customer some event always waits, and its bells stay until none does."""
-    bells = unanswered(database, before_us)
-    customers = sorted({number for _, bell in bells for numbers in bell.values() for number in numbers})
-    late = [
-        received_at_us
-        for actor in ACTORS
-        for (received_at_us,) in database.for_each(
-            _CUSTOMER, _first_waiting(actor), [(number,) for number in customers[:MOST_CUSTOMERS]]
-        )
-        if received_at_us < before_us
-    ]
-    return min(late, default=None)
+    customers = _customers_of_old_bells(database, before_us)
+    while chunk := list(islice(customers, CHUNK)):
+        late = [
+            received_at_us
+            for actor in ACTORS
+            for (received_at_us,) in database.for_each(_CUSTOMER, _first_waiting(actor), [(each,) for each in chunk])
+            if received_at_us < before_us
+        ]
+        if late:
+            oldest: int = min(late)
+            return oldest
+    return None
+
+
+def _customers_of_old_bells(database: Database, before_us: int) -> Iterator[int]:
+    """Each once, those of the oldest bell first."""
+    seen: set[int] = set()
+    after = 0
+    for _ in range(MOST_PAGES):
+        bells = unanswered(database, before_us, after)
+        for _, bell in bells:
+            new = {number for numbers in bell.values() for number in numbers} - seen
+            seen |= new
+            yield from sorted(new)
+            if len(seen) >= MOST_CUSTOMERS:
+                return
+        if len(bells) < PAGE:
+            return
+        after = bells[-1][0]
 
 
 def _first_waiting(actor: str) -> str:

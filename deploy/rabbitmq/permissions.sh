@@ -14,7 +14,8 @@
 #   _ingest     customer-actors ingest                           makes exchanges and queues, consumes, rings
 #   _worker     dramatiq customer_actors.actors.main:setup       the queues between actors
 #   _scheduler  python -m scheduler                              rings the nightly jobs
-#   _operator   credit, loyalty, held, quarantine retry (--dead-letters too), doctor
+#   _operator   credit, loyalty, held, quarantine retry (--dead-letters too), doctor (which compares queues and
+#               exchanges only as _ingest, who may declare them)
 #   _monitor    status, health: looks at queues, may touch nothing
 set -eu
 

@@ -20,6 +20,7 @@ from customer_actors.errors import Outage
 from customer_actors.groups import failure
 from customer_actors.groups.advance import Report, advance
 from customer_actors.storage import loyalty, stats, triage
+from customer_actors.storage.beats import Kind, all_beats
 from customer_actors.storage.holds import next_try_of
 from customer_actors.storage.operators import Action
 from tests.actors.working import Running, running
@@ -241,6 +242,41 @@ def test_a_retry_that_ends_at_another_event_that_fails_rings_segmentation_for_wh
 def test_all_actors_of_a_process_share_one_alarm(storage: Storage) -> None:
     pipeline = Running(storage, 500, now_us).pipeline
     assert {id(pipeline.stores.of(actor).alarm) for actor in ACTORS} == {id(pipeline.alarm)}
+
+
+@pytest.mark.parametrize("kind", ["worker", "embedded"])
+def test_a_beat_tells_of_a_mass_failure_while_it_lasts_and_goes_with_its_process(storage: Storage, kind: Kind) -> None:
+    def alarms() -> list[tuple[str, str | None]]:
+        return [(beat.kind, beat.alarm) for beat in all_beats(storage.database)]
+
+    with running(storage, clock=lambda: NOW_US, sweep_s=0.02, kind=kind) as service:
+        wait_until(lambda: alarms() == [(kind, None)])
+        service.pipeline.alarm.note("loyalty", range(CROWD), range(CROWD), NOW_US / 1_000_000)
+        wait_until(lambda: alarms() == [(kind, "mass failure")])
+        service.pipeline.alarm.note("loyalty", range(CROWD), [], NOW_US / 1_000_000)
+        wait_until(lambda: alarms() == [(kind, None)])
+    assert alarms() == []
+
+
+def test_no_retry_waits_longer_than_five_minutes_whatever_the_clocks_of_other_hosts_say(
+    storage: Storage, break_loyalty: Callable[[Broken], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[int | None] = []
+
+    class Noting(dramatiq.Middleware):
+        def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+            delays.append(delay)
+
+    def fail(event: Event) -> None:
+        raise ValueError("not this one")
+
+    break_loyalty(fail)
+    pipeline = Running(storage, 500, lambda: NOW_US).pipeline
+    pipeline.broker.add_middleware(Noting())
+    storage.append([order("1", "10")])
+    monkeypatch.setattr(pipeline_module, "next_try_of", lambda *_: NOW_US + 3_600_000_000)
+    pipeline.advance("loyalty", [storage.number()])
+    assert delays == [300_002]
 
 
 def test_what_is_released_is_found_by_the_sweep_and_drains_in_order(

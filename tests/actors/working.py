@@ -10,6 +10,7 @@ from dramatiq.brokers.stub import StubBroker
 from customer_actors.actors.broker import make_broker
 from customer_actors.actors.pipeline import Pipeline, now_us
 from customer_actors.actors.sweeper import Sweeper
+from customer_actors.storage.beats import Kind
 from customer_actors.storage.overdue import all_behind
 from tests.storage.support import Storage
 
@@ -54,11 +55,16 @@ class Running:
 
 @contextmanager
 def running(
-    storage: Storage, *, round_events: int = 500, clock: Callable[[], int] = now_us, sweep_s: float | None = None
+    storage: Storage,
+    *,
+    round_events: int = 500,
+    clock: Callable[[], int] = now_us,
+    sweep_s: float | None = None,
+    kind: Kind | None = None,
 ) -> Iterator[Running]:
     service = Running(storage, round_events, clock)
     if sweep_s is not None:
-        service.broker.add_middleware(Sweeper(service.pipeline, sweep_s))
+        service.broker.add_middleware(Sweeper(service.pipeline, sweep_s, kind=kind))
     service.worker.start()
     try:
         yield service

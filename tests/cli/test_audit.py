@@ -55,6 +55,20 @@ def test_audit_names_what_differs_and_ends_with_1(shop: Shop) -> None:
     assert shop.run("audit", "c1", "--org", "org-1", "--actor", "stats").exit_code == 1
 
 
+def test_rows_whose_customer_is_gone_end_it_with_1(shop: Shop) -> None:
+    shop.settle(order("O-1", "5"), order("O-2", "5", customer_id="c2"))
+    number = shop.number()
+    shop.database.execute("DELETE FROM customer WHERE customer_id = 'c1'")
+    result = shop.run("audit")
+    assert result.exit_code == 1
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0] == f"number {number} organization unknown"
+    assert lines[1].startswith("stream customer row stored nothing, expected a row, for those in credit_state, ")
+    assert lines[2:] == ["audit: 1 difference, 1 customer, 1 event and 1 ledger row compared"]
+    assert shop.run("audit", "--json").exit_code == 1
+    assert shop.run("audit", "--org", "org-1").exit_code == 0
+
+
 def test_text_is_bounded_per_customer_and_json_is_not(shop: Shop) -> None:
     shop.settle(*[order(f"O-{n}", "5") for n in range(30)], order("X", "5", customer_id="c2"))
     tamper(shop.database, "DELETE FROM loyalty_entry")

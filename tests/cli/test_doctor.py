@@ -21,6 +21,7 @@ from customer_actors.cli import main
 from customer_actors.doctor import PROBLEM, WARNING, Finding, look_at_database
 from customer_actors.doctor_broker import look_at_broker
 from customer_actors.domain.events import Rejected
+from customer_actors.ingest.losses import STUCK
 from customer_actors.ingest.publish import publish
 from customer_actors.ingest.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, UNROUTED_QUEUE, declare
 from customer_actors.settings import load_settings
@@ -142,16 +143,23 @@ def test_an_old_schema_names_migrate(postgres_url: str) -> None:
     assert found["schema"].fix == ["customer-actors migrate"]
 
 
+@pytest.mark.parametrize(
+    "where", ["ROLE ALL", "DATABASE {database}", "ROLE {role}", "ROLE {role} IN DATABASE {database}"]
+)
 def test_commits_that_do_not_wait_for_the_disk_are_a_problem_until_the_command_is_run(
-    database: Database, postgres_url: str
+    database: Database, postgres_url: str, where: str
 ) -> None:
     name = urlsplit(postgres_url).path[1:]
-    administer(postgres_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    found = database_findings(postgres_url)["durability"]
+    role = f"careless_{name}"
+    administer(postgres_url, f'CREATE ROLE "{role}" LOGIN SUPERUSER')
+    scope = where.format(database=f'"{name}"', role=f'"{role}"')
+    administer(postgres_url, f"ALTER {scope} SET synchronous_commit = off")
+    url = postgres_url.replace("postgres@", f"{role}@")
+    found = database_findings(url)["durability"]
     assert (found.verdict, "acknowledged" in found.found) == (PROBLEM, True)
     for command in found.fix:
         administer(postgres_url, command)
-    assert "durability" not in problems(database_findings(postgres_url))
+    assert "durability" not in problems(database_findings(url))
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(60, "ahead of"), (-60, "behind")])
@@ -203,16 +211,31 @@ def test_a_history_whose_triggers_were_dropped_is_a_problem_until_the_commands_a
     assert "history" not in problems(database_findings(postgres_url))
 
 
-@pytest.mark.parametrize(("kind", "fix"), [("worker", "held list"), ("ingest", "status")])
+@pytest.mark.parametrize(
+    ("kind", "alarm", "fix"),
+    [
+        ("worker", "mass failure", "held list"),
+        ("embedded", "mass failure", "held list"),
+        ("ingest", "customer_pos_queue: 5 connections lost in a row", "customer-actors status"),
+        ("ingest", f"{STUCK} for 61 s: permission denied", "roles.sql"),
+    ],
+)
 def test_an_alarm_of_a_process_is_a_problem(
-    database: Database, postgres_url: str, kind: Literal["worker", "ingest"], fix: str
+    database: Database, postgres_url: str, kind: Literal["worker", "embedded", "ingest"], alarm: str, fix: str
 ) -> None:
     now_us = time.time_ns() // 1_000
-    beat(database, kind, now_us, alarm="mass failure")
+    beat(database, kind, now_us, alarm=alarm)
     found = database_findings(postgres_url, now_us, RABBITMQ_URL=f"amqp://{NOBODY_LISTENS}")["alarm"]
-    assert (found.verdict, "mass failure" in found.found, fix in found.fix[0]) == (PROBLEM, True, True)
+    assert (found.verdict, alarm in found.found, fix in found.fix[0]) == (PROBLEM, True, True)
     beat(database, kind, now_us)
     assert "alarm" not in problems(database_findings(postgres_url, now_us, RABBITMQ_URL=f"amqp://{NOBODY_LISTENS}"))
+
+
+def test_an_alarm_is_seen_where_there_is_no_broker(database: Database, postgres_url: str) -> None:
+    now_us = time.time_ns() // 1_000
+    beat(database, "embedded", now_us, alarm="mass failure")
+    found = database_findings(postgres_url, now_us)
+    assert (found["alarm"].verdict, "worker" in found) == (PROBLEM, False)
 
 
 def test_a_hold_that_has_lost_its_details_names_the_command_that_releases_it(

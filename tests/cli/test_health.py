@@ -1,5 +1,6 @@
 """`health live` and `health ready`: exit codes and what they print."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def test_a_beat_of_tomorrow_keeps_nobody_alive(shop: Shop) -> None:
 def test_without_a_broker_nothing_has_to_run(shop: Shop) -> None:
     result = shop.run("health", "live")
     assert (result.exit_code, "embedded" in result.stdout) == (0, True)
+
+
+def test_a_killed_embedded_run_leaves_nothing_red(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    monkeypatch.setattr("customer_actors.storage.beats.os.getpid", lambda: gone.pid)
+    beat(shop.database, "embedded", now_us() - 60_000_000, alarm="mass failure")
+    monkeypatch.undo()
+    result = shop.run("health", "live")
+    assert (result.exit_code, "embedded" in result.stdout) == (0, True)
+    assert shop.run("health", "ready").exit_code == 0
+    beat(shop.database, "embedded", now_us())
+    assert "ok   embedded:" in shop.run("health", "live").stdout
 
 
 @pytest.mark.parametrize("probe", ["live", "ready"])

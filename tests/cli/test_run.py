@@ -35,6 +35,7 @@ from tests.cli.running import (
     wait_until,
 )
 from tests.servers import PrivatePostgres
+from tests.storage.test_outage import administer
 from tests.tampering import tamper
 
 PLAN = ShopPlan(customers=150, events=1_500, seed=11, organizations=2)
@@ -288,6 +289,18 @@ def test_a_database_that_is_away_from_the_start_is_exit_code_4() -> None:
     done = invoke("run", "-", env={"DATABASE_URL": "postgresql://postgres:x@127.0.0.1:1/shop"}, stdin=order("O1"))
     assert done.exit_code == 4
     assert "PostgreSQL" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("run", "-"), ("credit", "open", "C1", "--limit", "1")])
+def test_a_database_that_forgets_commits_is_refused_with_the_fix(command: tuple[str, ...], postgres_url: str) -> None:
+    env, name = {"DATABASE_URL": postgres_url}, postgres_url.rpartition("/")[2]
+    assert invoke("run", "-", env=env, stdin=order("O1")).exit_code == 0
+    administer(postgres_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    done = invoke(*command, env=env, stdin=order("O2"))
+    assert (done.exit_code, f'ALTER DATABASE "{name}" SET synchronous_commit = on' in done.stderr) == (2, True)
+    assert count(postgres_url, EVENTS) == 1
+    for looking in (("status",), ("health", "ready")):
+        assert invoke(*looking, env=env).exit_code == 0, "who looks for what is wrong can"
 
 
 def test_a_database_that_restarts_meanwhile_is_waited_for(

@@ -6,9 +6,9 @@ own tracing.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pika
@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 from pika.adapters.blocking_connection import BlockingChannel
 
+from customer_actors.actors import main as worker
 from customer_actors.cli import main
 from customer_actors.ingest.publish import publish
+from customer_actors.storage import credit, loyalty
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
@@ -46,6 +48,19 @@ def message(number: int, customer: str = CUSTOMER, amount: str = AMOUNT) -> tupl
     return "order.completed", json.dumps({"organization_id": ORGANIZATION, "data": data}).encode()
 
 
+def other(type_: str, **data: object) -> tuple[str, bytes]:
+    """Any other message of the first customer."""
+    body = {"organization_id": ORGANIZATION, "data": {"customer_id": CUSTOMER, **data}}
+    return type_, json.dumps(body).encode()
+
+
+POS: Final = other("pos.transaction.completed", transaction_id=f"{ORDER}-pos", totals={"total_amount": AMOUNT})
+PAYMENT: Final = other("payment.received", payment_reference=f"{ORDER}-payment", amount=AMOUNT)
+COMMANDS: Final = (
+    ("credit", "open", CUSTOMER, "--org", ORGANIZATION, "--limit", AMOUNT),
+    ("loyalty", "redeem", CUSTOMER, "765432198", f"{ORDER}-redeem", "--org", ORGANIZATION),
+)
+
 BAD: Final = (
     ("order.completed", f'{{"data": {{"customer_id": "{CUSTOMER}", "total_amount": {AMOUNT}, '.encode()),
     (
@@ -54,6 +69,26 @@ BAD: Final = (
     ),
     ("payment.received", json.dumps({"data": {"customer_id": CUSTOMER, "amount": f"-{AMOUNT}"}}).encode()),
 )
+
+
+def setup_that_fails() -> None:
+    """What the workers run: as ever, but that the folds of two events raise errors that tell everything."""
+
+    def failing(fold: Callable[..., Any]) -> Callable[..., Any]:
+        def tell_all(state: Any, event: Any, *facts: Any) -> Any:
+            if event.reference in (f"{ORDER}-0", f"{ORDER}-payment"):
+                told = f"{CUSTOMER} of {ORGANIZATION}\nspent {AMOUNT}: {event}"
+                raise ValueError(told) from KeyError(told)
+            return fold(state, event, *facts)
+
+        return tell_all
+
+    for module in (loyalty, credit):
+        module.fold = failing(module.fold)  # type: ignore[attr-defined]
+    worker.setup()
+
+
+FAILING_WORKERS: Final = (WORKERS[0], f"{__name__}:{setup_that_fails.__name__}", *WORKERS[2:])
 
 
 def leaks(text: str) -> list[str]:
@@ -135,23 +170,26 @@ def test_no_canary_is_seen_outside_the_database(
     seen = Traced(traced)
     with running(tmp_path, env, ingest=INGEST) as processes:
         wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
-        publish(
-            broker_url, [*(message(n) for n in range(3)), *BAD, *(message(n, f"{CUSTOMER}-2", HUGE) for n in (7, 8))]
-        )
-        wait_until(lambda: database.query("SELECT count(*) FROM event") == [(5,)], 60)
+        for command in COMMANDS:
+            CliRunner().invoke(main, command, env=env)  # what it prints is for who asked
+        assert database.query("SELECT count(*) FROM event") == [(len(COMMANDS),)]
+        orders = [*(message(n) for n in range(3)), *(message(n, f"{CUSTOMER}-2", HUGE) for n in (7, 8))]
+        publish(broker_url, [*orders, *BAD, POS, PAYMENT])
+        accepted = len(COMMANDS) + len(orders) + 2
+        wait_until(lambda: database.query("SELECT count(*) FROM event") == [(accepted,)], 60)
         wait_until(lambda: database.query("SELECT count(*) FROM quarantine") == [(len(BAD),)], 60)
-        # A fold that raises, for one customer; and for the other a sum that the database refuses.
-        tamper(database, "UPDATE event SET rules = 99 WHERE position = 2 AND reference LIKE ?", f"{ORDER}%")
+        # Rules that are gone, for one customer, and folds that raise; for the other a sum that the database refuses.
+        tamper(database, "UPDATE event SET rules = 99 WHERE reference = ?", f"{ORDER}-1")
         tamper(database, f"UPDATE event SET amount_minor = {LARGEST} WHERE reference = ?", f"{ORDER}-7")
-        with running(tmp_path, env, workers=WORKERS, scheduler=SCHEDULER) as workers:
-            wait_until(lambda: {"loyalty", "stats"} <= held(database), 60)
+        with running(tmp_path, env, workers=FAILING_WORKERS, scheduler=SCHEDULER) as workers:
+            wait_until(lambda: {"stats", "loyalty", "credit"} <= held(database), 60)
             database.release()
             postgres.stop()
             wait_until(lambda: "OperationalError" in workers["workers"].logged(), 60)
             publish(broker_url, [message(9)])
             wait_until(lambda: '"outage"' in processes["ingest"].logged(), 60)
             postgres.start()
-            wait_until(lambda: database.query("SELECT count(*) FROM event") == [(6,)], 60)
+            wait_until(lambda: database.query("SELECT count(*) FROM event") == [(accepted + 1,)], 60)
             reports = [
                 CliRunner().invoke(main, [*verb, *flag], env=env).output
                 for verb in (["status"], ["doctor"], ["health", "ready"], ["health", "live"])
@@ -170,7 +208,12 @@ def test_no_canary_is_seen_outside_the_database(
     assert leaks("\n".join(reports)) == []
     assert not seen.tells(PASSWORD)
     assert leaks("\n".join(seen.internal)) == []
-    assert seen.others >= 9
+    assert seen.others >= 11
+    # The errors did tell everything; whoever asks for a traceback reads it in the database.
+    told = database.query(
+        "SELECT count(*) FROM held_group WHERE error LIKE ? AND traceback LIKE ?", [f"%{AMOUNT}%"] * 2
+    )
+    assert told == [(2,)], database.query("SELECT actor, customer, position, left(error, 200) FROM held_group")
     assert len(logs.splitlines()) > 20
     assert database.query("SELECT customer_id FROM customer ORDER BY 1") == [(CUSTOMER,), (f"{CUSTOMER}-2",)]
     assert leaks(f"a line\nwith {CUSTOMER}\n") == [f"with {CUSTOMER}"]

@@ -16,6 +16,8 @@ from pika.exceptions import ChannelClosedByBroker
 
 from customer_actors.actors.broker import make_broker
 from customer_actors.cli import main
+from customer_actors.doctor import OK, PROBLEM, WARNING, Finding
+from customer_actors.doctor_broker import look_at_broker
 from customer_actors.ingest.dead_letters import retry
 from customer_actors.ingest.publish import PublishReport, publish
 from customer_actors.ingest.topology import (
@@ -156,6 +158,51 @@ def test_others_are_refused_what_is_not_their_work(site: Site) -> None:
     ]
     for user, action in refused:
         assert site.refusal(user, action) == 403, user
+
+
+@pytest.mark.parametrize("user", ["operator", "monitor"])
+def test_doctor_says_nothing_of_what_its_user_may_not_compare_and_ingest_s_user_may(site: Site, user: str) -> None:
+    classic, forgetful, good = (source.queue for source in SOURCES)
+    fanout, _, topic = (source.exchange for source in SOURCES)
+    with pika.BlockingConnection(pika.URLParameters(site.url)) as connection:
+        declare(connection)
+        for queue, durable in ((classic, True), (forgetful, False)):
+            connection.channel().queue_delete(queue)
+            connection.channel().queue_declare(queue, durable=durable)
+        connection.channel().exchange_delete(fanout)
+        connection.channel().exchange_declare(fanout, "fanout", durable=True)
+
+    found = doctor_as(site, user)
+    assert not {name for name in found if name.startswith(("queue ", "exchange "))}
+    blind = found["not compared"]
+    names = (f"queue {classic}", f"queue {forgetful}", f"exchange {fanout}", "exchange customer_dead_letter")
+    assert (blind.verdict, [name for name in names if name not in blind.found]) == (WARNING, [])
+    assert blind.fix[0].startswith('RABBITMQ_URL="$INGEST_RABBITMQ_URL" customer-actors doctor')
+
+    found = doctor_as(site, "ingest")
+    verdicts = [found[name].verdict for name in (*names[:3], f"queue {good}", f"exchange {topic}")]
+    assert verdicts == [WARNING, PROBLEM, PROBLEM, OK, OK]
+    assert "not compared" not in found
+
+
+def test_doctor_tells_every_user_what_is_not_there(site: Site) -> None:
+    assert {f"queue {SOURCES[0].queue}", "exchange customer_unrouted"} <= {
+        name for name, each in doctor_as(site, "monitor").items() if each.verdict == PROBLEM
+    }
+
+
+def test_an_ingest_that_may_only_bind_uses_what_exists_without_a_warning(site: Site, rabbitmq: RabbitMQ) -> None:
+    with pika.BlockingConnection(pika.URLParameters(site.url)) as connection:
+        connection.channel().queue_declare(SOURCES[0].queue, durable=True)
+        assert len(declare(connection)) == 1
+    vhost = urlsplit(site.url).path[1:]
+    rabbitmq.ctl("set_permissions", "--vhost", vhost, "customer_actors_ingest", "^$", ".*", ".*")
+    with pika.BlockingConnection(pika.URLParameters(site.url_of("ingest"))) as connection:
+        assert declare(connection) == []
+
+
+def doctor_as(site: Site, user: str) -> dict[str, Finding]:
+    return {each.name: each for each in look_at_broker(site.url_of(user))[1]}
 
 
 def test_a_message_with_an_unknown_routing_key_is_kept(site: Site) -> None:

@@ -6,10 +6,19 @@ from typing import Any
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
 from pika.spec import BasicProperties
 
 from customer_actors.errors import Outage, UsageError
-from customer_actors.ingest.dead_letters import NO_ORIGIN, OTHER_QUEUE, QUEUE_GONE, DeadLetterReport, retry
+from customer_actors.ingest.dead_letters import (
+    NO_ORIGIN,
+    OTHER_QUEUE,
+    QUEUE_GONE,
+    RETRY_EXCHANGE_PREFIX,
+    DeadLetterReport,
+    _ways_back,
+    retry,
+)
 from customer_actors.ingest.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, SOURCES, declare
 from tests.servers.amqp_frames import FramePublisher, nested, properties, table, timestamp
 from tests.servers.process import wait_until
@@ -148,3 +157,24 @@ def test_no_queue_no_broker_and_a_bad_url_are_told_apart(rabbitmq_url: str) -> N
         retry("http://nowhere", dry_run=False)
     with pytest.raises(Outage, match="0 dead letters were put back"):
         retry("amqp://guest:guest@127.0.0.1:9/?connection_attempts=1", dry_run=False)
+
+
+def test_a_retry_that_fails_on_the_way_leaves_no_queue_bound(channel: BlockingChannel, rabbitmq_url: str) -> None:
+    channel.queue_delete(DEAD_LETTER_QUEUE)
+    with pytest.raises(UsageError, match="customer-actors ingest"):
+        retry(rabbitmq_url, dry_run=False)
+    with pytest.raises(ChannelClosedByBroker, match="NOT_FOUND"):  # it goes with its last binding
+        channel.connection.channel().exchange_declare(RETRY_EXCHANGE_PREFIX + ORDERS, passive=True)
+
+
+def test_a_connection_that_is_lost_on_the_way_does_not_hide_what_was_wrong(
+    channel: BlockingChannel, rabbitmq_url: str
+) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
+
+    def lose() -> None:
+        connection.close()
+        raise ValueError("the first")
+
+    with pytest.raises(ValueError, match="the first"), _ways_back(connection):
+        lose()

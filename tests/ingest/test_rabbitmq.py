@@ -10,6 +10,7 @@ from pika.spec import BasicProperties
 
 from customer_actors.domain.envelope import Received
 from customer_actors.errors import Outage, UsageError
+from customer_actors.ingest import losses
 from customer_actors.ingest import rabbitmq as module
 from customer_actors.ingest.topology import DEAD_LETTER_QUEUE, SOURCES
 from customer_actors.storage.opening import open_database
@@ -203,6 +204,29 @@ def test_an_outage_that_the_readiness_check_does_not_see_never_makes_dead_letter
         wait_until(lambda: database.holds(numbered(3, ORDER, POS)))
     assert database.bodies(ORDER) == database.bodies(POS) == [b"0", b"1", b"2"]
     assert waiting(url, DEAD_LETTER_QUEUE) == 0
+
+
+def test_a_consumer_that_can_commit_nothing_says_so_until_it_can(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a grant, with a full disk or a locked row: `ready` is content."""
+    monkeypatch.setattr(module, "_FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(module, "_LONGEST_RETRY_S", 0.02)
+    monkeypatch.setattr(losses, "WINDOW_S", 0.1)
+    send(url, numbered(3))
+    database = Database()
+
+    def refuse(batch: list[Received]) -> None:
+        raise Outage("no grant on event at postgresql://us:s3cret@host/shop")
+
+    database.before_commit = refuse
+    with running(url, database) as consumer:
+        wait_until(lambda: consumer.consumer.alarm() is not None)
+        alarm = consumer.consumer.alarm()
+        assert alarm is not None
+        assert alarm.startswith("nothing can be committed for 0 s: no grant on event")
+        assert "s3cret" not in alarm
+        database.before_commit = lambda batch: None
+        wait_until(lambda: database.holds(numbered(3)))
+        wait_until(lambda: consumer.consumer.alarm() is None)
 
 
 def test_a_usage_error_of_the_readiness_check_ends_the_run(url: str) -> None:

@@ -19,6 +19,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from scheduler.__main__ import scheduler
 from tests.storage.counting import UNDISTURBED, CountingJob, effects
+from tests.storage.test_outage import administer
 
 DAY = "2026-11-20"
 NIGHT = Run("credit", DAY, date(2026, 11, 20))
@@ -74,6 +75,17 @@ def test_without_a_broker_it_does_the_work_itself_and_a_second_time_it_already_r
     assert "already ran; name a date with --as-of" in second.stderr
     assert json.loads(second.stdout)["state"] == "done"
     assert effects(jobs.database) == UNDISTURBED
+
+
+def test_a_database_that_forgets_commits_is_refused(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, name = open_database(postgres_url), postgres_url.rpartition("/")[2]
+    migrate(database)
+    administer(postgres_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    with pytest.raises(UsageError, match="synchronous_commit is off"):
+        run("credit", "--as-of", DAY)
+    assert job_runs.last_runs(database) == {}
+    database.release()
 
 
 def test_what_stopped_half_way_goes_on(jobs: Jobs) -> None:

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, STATS, STREAM_ACTORS
+from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS, STREAM_ACTORS
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.story import STREAM
 from customer_actors.groups.advance import advance
-from customer_actors.storage.audit import Audit, Difference, Scope
+from customer_actors.storage import audit as audit_module
+from customer_actors.storage.audit import PAGE, Audit, Difference, Scope
 from customer_actors.storage.opening import open_database
 from tests.model.examples import cancellation, order, payment, redemption
 from tests.properties.service import NOW_US
 from tests.storage.corruptions import CACHED, FACTS, LIFE, MISSING, POSITIONS, SEGMENT, STATE, Told, ids, of_c1
+from tests.storage.holding import Break
 from tests.storage.support import Storage
 from tests.tampering import tamper
 
@@ -102,6 +104,64 @@ def test_details_of_a_hold_without_the_hold_are_named(storage: Storage) -> None:
         storage.number(),
     )
     assert named(storage) == {(CREDIT, "held_position", None, 3)}
+
+
+@pytest.mark.parametrize(
+    ("actor", "reference", "position"), [(STATS, "O-2", 4), (LOYALTY, "O-2", 4), (CREDIT, "P-1", 5)]
+)
+def test_a_hold_elsewhere_than_at_the_next_event_is_named_though_its_details_agree(
+    storage: Storage, break_fold: Break, actor: str, reference: str, position: int
+) -> None:
+    break_fold(actor, reference)
+    storage.settle(*LIFE)
+    break_fold(actor)
+    assert audited(storage) == []
+    tamper(storage.database, of_c1(f"UPDATE {actor}_state SET held_position = held_position + 1"))
+    tamper(storage.database, "UPDATE held_group SET position = position + 1")
+    assert named(storage) == {(actor, "held_position", position + 1, position)}
+
+
+def test_rows_whose_customer_is_gone_are_named(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing keeps the row of a customer; its events, ledgers and states stay."""
+    monkeypatch.setattr(audit_module, "_WALK", audit_module._WALK.replace(str(PAGE), "2"))  # so that there are pages
+    others = [order(f"X-{n}", "5", customer_id=f"x{n}") for n in range(5)]
+    storage.settle(*LIFE, *others, order("O-1", "5", organization_id="org-2"))
+    gone = {number: storage.number(number) for number in ("c1", "x1", "x4")}
+    storage.database.execute(
+        "DELETE FROM customer WHERE organization_id = 'org-1' AND customer_id IN ('c1', 'x1', 'x4')"
+    )
+    found = audited(storage)
+    assert [each[:5] for each in found] == [
+        ("", f"number {number}", STREAM, "customer row", None) for number in sorted(gone.values())
+    ]
+    expected = {each.customer_id: str(each.expected) for each in found}
+    states = "event, event_payload, stats_state, loyalty_state, customer_segment, credit_state"
+    assert {*expected[f"number {gone['x1']}"].removeprefix("a row, for those in ").split(", ")} == {
+        *states.split(", "),
+        "loyalty_entry",
+    }
+    for table in ("credit_usage", "credit_payment", "credit_allocation"):
+        assert table in expected[f"number {gone['c1']}"]
+    assert audited(storage, actors=(CREDIT,)) == found
+    assert audited(storage, Scope("org-1")) == []
+
+
+@pytest.mark.parametrize("table", ["event", "stats_state", "credit_payment"])
+def test_one_row_without_a_customer_is_enough(storage: Storage, table: str) -> None:
+    storage.settle(*LIFE)
+    tamper(storage.database, of_c1(f"UPDATE {table} SET customer = -5 WHERE position IN (5, 7)"))
+    lost = Difference("", "number -5", STREAM, "customer row", None, f"a row, for those in {table}")
+    assert lost in audited(storage)
+
+
+def test_scores_by_the_cuts_of_another_organization_are_named(storage: Storage) -> None:
+    storage.settle(*LIFE, order("O-1", "5", organization_id="org-2"))
+    insert = "INSERT INTO rfm_cuts (organization_id, as_of, calculated_at_us) VALUES ('org-2', '2024-06-11', 0)"
+    storage.database.execute(insert)  # without quintiles: the scores are as by the fixed cuts
+    number = storage.value("SELECT number FROM rfm_cuts")
+    storage.database.execute(f"UPDATE customer_segment SET cuts = {number} WHERE code IS NOT NULL")
+    ours = {("org-1", name, SEGMENTATION, "cuts", number, None) for name in ("c1", "c2")}
+    assert set(audited(storage)) == ours
 
 
 def test_scope_and_actor_bound_what_is_compared(storage: Storage) -> None:

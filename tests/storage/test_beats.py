@@ -6,9 +6,10 @@ import socket
 import pytest
 
 from customer_actors.domain.events import Rejected
-from customer_actors.domain.routing import CREDIT, LOYALTY, SEGMENTATION, STATS
+from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS
 from customer_actors.storage.beats import KEPT_US, all_beats, beat, end_beat
-from customer_actors.storage.vitals import RECENT_US, Vitals, vitals
+from customer_actors.storage.bells import PAGE, add_bell
+from customer_actors.storage.vitals import CHUNK, RECENT_US, Vitals, vitals
 from tests.cli.shop import failing_at
 from tests.model.examples import order, payment
 from tests.storage.support import NOW_US, Storage
@@ -72,6 +73,30 @@ def test_a_busy_customer_whose_old_events_are_through_is_not_late(storage: Stora
     now_us = NOW_US + 2 * LAG_US
     storage.append([order("2", "10")._replace(received_at_us=now_us)], now_us)
     assert vitals(storage.database, now_us, LAG_US) == CALM
+
+
+def test_the_last_of_more_customers_than_are_looked_at_together_can_be_late(storage: Storage) -> None:
+    for batch in range(2):
+        numbers = range(batch * CHUNK, (batch + 1) * CHUNK)
+        messages = [order(f"{n}", "10", customer_id=f"c{n}")._replace(received_at_us=NOW_US) for n in numbers]
+        storage.append(messages, NOW_US)
+    customers = [number for (number,) in storage.database.query("SELECT id FROM customer ORDER BY id")]
+    assert len(customers) == 2 * CHUNK
+    for actor in ACTORS:
+        storage.advance(actor, customers[:-1])
+    assert vitals(storage.database, NOW_US + 2 * LAG_US, LAG_US).oldest_us == NOW_US
+    storage.settle()
+    assert vitals(storage.database, NOW_US + 2 * LAG_US, LAG_US) == CALM
+
+
+def test_bells_of_a_busy_customer_do_not_hide_who_is_late(storage: Storage) -> None:
+    storage.append([order("1", "10", customer_id="busy")._replace(received_at_us=NOW_US)], NOW_US)
+    storage.settle()
+    with storage.database.transaction():
+        for _ in range(PAGE):
+            add_bell(storage.database, {STATS: [storage.number("busy")]}, NOW_US)
+    storage.append([order("2", "10", customer_id="late")._replace(received_at_us=NOW_US)], NOW_US)
+    assert vitals(storage.database, NOW_US + 2 * LAG_US, LAG_US).oldest_us == NOW_US
 
 
 def test_held_and_parked_are_counted_and_are_not_late(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.overdue import all_behind
 from customer_actors.storage.schema import migrate, require_current
 from tests.cli.shop import LIFE, Shop, failing_at
+from tests.cli.test_quarantine import FIXED, arrive, body
 from tests.model.examples import DAY_US, order
 from tests.servers import PrivatePostgres
 from tests.storage.support import NOW_US, Storage
@@ -154,6 +155,21 @@ def test_operators_do_and_readers_read_as_their_role(
         assert done.exit_code == 0, (args, done.output)
     assert operator.value("SELECT count(*) FROM operator_action WHERE action = 'skip'") == 1
 
+    # Hold another one, which comes in order after a fix, and a message that is admitted after a fix.
+    as_role["ingest"].receive(*(order(f"F-{number}", "5", customer_id="fixed") for number in range(3)))
+    with monkeypatch.context() as broken:
+        failing_at(broken, "F-1")
+        as_role["worker"].settle()
+    assert arrive(Shop(roles.url("ingest")), body("Q-1")) == ["quarantined"]
+    for args in (  # type: ignore[assignment]
+        ("held", "release", "fixed", "--org", "org-1", "--actor", "loyalty", *who),
+        ("quarantine", "retry", "--code", "bad_time", *who),
+    ):
+        done = operator.run(*args, **FIXED)
+        assert done.exit_code == 0, (args, done.output)
+    assert operator.value("SELECT count(*) FROM held_group") == 0
+    assert operator.value("SELECT count(*) FROM sale WHERE reference = 'Q-1'") == 1
+
     reader = Shop(roles.url("reader"))
     for args in (  # type: ignore[assignment]
         ("show", "c1", "--org", "org-1", "--json"),
@@ -166,6 +182,35 @@ def test_operators_do_and_readers_read_as_their_role(
     ):
         done = reader.run(*args)
         assert done.exit_code == 0, (args, done.output)
+
+
+FALSIFIED: Final = {
+    "stats": ("DELETE FROM stats_state",),
+    "loyalty": ("UPDATE loyalty_state SET points = 9", "DELETE FROM loyalty_entry"),
+    "credit": (
+        "UPDATE credit_state SET used_minor = 9",
+        "DELETE FROM credit_payment",
+        "DELETE FROM credit_allocation",
+        "DELETE FROM credit_usage WHERE reference = 'T-1'",
+        "UPDATE credit_usage SET cancelled_position = NULL",
+    ),
+    "segmentation": ("DELETE FROM customer_segment",),
+}
+
+
+@pytest.mark.parametrize("actor", FALSIFIED)
+def test_operators_rebuild_as_their_role(roles: Roles, as_role: dict[str, Storage], actor: str) -> None:
+    as_role["ingest"].receive(*LIFE)
+    as_role["worker"].settle()
+    number = as_role["reader"].number()
+    falsify = [f"{sql} {'AND' if 'WHERE' in sql else 'WHERE'} customer = {number}" for sql in FALSIFIED[actor]]
+    roles.administer("; ".join(["SET session_replication_role = replica", *falsify]))
+    audit = ("audit", "c1", "--org", "org-1")
+    assert Shop(roles.url("reader")).run(*audit).exit_code == 1
+    rebuild = ("rebuild", actor, "--customer", "c1", "--org", "org-1", "--reason", "checked")
+    done = Shop(roles.url("operator")).run(*rebuild)
+    assert done.exit_code == 0, done.output
+    assert Shop(roles.url("reader")).run(*audit).exit_code == 0
 
 
 def test_every_table_is_granted_to_readers_and_owned_by_the_owner(roles: Roles, as_role: dict[str, Storage]) -> None:
