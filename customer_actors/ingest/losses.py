@@ -47,7 +47,8 @@ class Outages:
     """Outages of the database that follow each other without a commit between them.
 
     Missing grants, a full disk or a lock held for long: the process lives, tries each time and commits nothing, so
-    nothing that health counts would grow. One outage alone says nothing, for without messages no commit follows it.
+    nothing that health counts would grow. One outage alone says nothing, for without messages no commit follows it; nor
+    do those while the database is away, after which there need not be anything to commit.
     Times are seconds of one clock; written by one thread, read by any.
     """
 
@@ -56,9 +57,12 @@ class Outages:
         self._seen: tuple[float, float, str] | None = None
         """When the first one was, when the last one was, and why."""
 
-    def failed(self, reason: str, now_s: float) -> None:
-        """A commit failed, or was not even tried because the database is away."""
+    def failed(self, reason: str, now_s: float, *, away: bool = False) -> None:
+        """A commit failed, or was not even tried because the database is `away`."""
         self.in_a_row += 1
+        if away:
+            self._seen = None
+            return
         first_s, last_s, _ = self._seen or (now_s, now_s, "")
         self._seen = (first_s if now_s - last_s < GAP_S else now_s, now_s, reason)
 

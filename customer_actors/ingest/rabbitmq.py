@@ -209,10 +209,10 @@ class Consumer:
         disk) would send the same messages back time and again until they are dead letters. So while `ready` is content,
         a link that has one message only keeps it, to be tried again.
         """
-        # The text ends in the beat, which no log's redaction passes.
-        self._outages.failed(redact(str(outage)), time.monotonic())
-        wait_s = retry_s(self._outages.in_a_row)
         ready = self._is_ready()
+        # The text ends in the beat, which no log's redaction passes.
+        self._outages.failed(redact(str(outage)), time.monotonic(), away=not ready)
+        wait_s = retry_s(self._outages.in_a_row)
         for link in self._links.values():
             if not ready or link.prefetch > 1:
                 link.alive = False

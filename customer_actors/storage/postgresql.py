@@ -71,7 +71,7 @@ class PostgresDatabase(Database):
     def durability_fix(self) -> str | None:
         """What switches synchronous_commit on again where it was switched off for us; None while it is on."""
         sql = (
-            "SELECT setting, source, current_database(), current_user FROM pg_settings "
+            "SELECT setting, source, current_database(), session_user FROM pg_settings "
             "WHERE name = 'synchronous_commit'"
         )
         setting, source, database, user = self.query(sql)[0]

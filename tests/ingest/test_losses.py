@@ -64,3 +64,11 @@ def test_one_outage_before_a_time_without_messages_says_nothing_and_an_old_one_i
 
 def test_tries_that_each_wait_for_a_statements_limit_still_follow_each_other() -> None:
     assert failed(0, 70, 140).alarming(141) == "nothing can be committed for 141 s: reason 2"
+
+
+def test_a_database_that_was_away_is_no_alarm_though_nothing_is_committed_after_it() -> None:
+    outages = failed(0, 30, WINDOW_S)
+    outages.failed("away", WINDOW_S + 1, away=True)
+    assert (outages.alarming(WINDOW_S + 1), outages.in_a_row) == (None, 4)
+    outages.failed("no grant", WINDOW_S + 2)
+    assert outages.alarming(WINDOW_S + 2) is None
