@@ -23,6 +23,8 @@ from customer_actors.ingest.intake import Intake, policies
 from customer_actors.settings import Settings
 from customer_actors.storage.actors import Stores
 from customer_actors.storage.database import Database
+from customer_actors.storage.refolding import WINDOW
+from customer_actors.storage.scratch import scratch_for
 from customer_actors.storage.views import Stored, events, skips, stored_customer, undone_sales
 
 MAX_POINTS: Final = 10**12 - 1
@@ -265,9 +267,10 @@ def _answer(service: Service, request: _Request, number: int, position: int, *, 
 def _verdict(service: Service, stored: Stored, actor: str, position: int, repeated: bool) -> CommandResult:
     """What the actor made of the request: told by the stream folded again up to it, for states keep no history."""
     database, stores = service.stores.database, service.stores
-    undone = undone_sales(database, stored.number, position)
+    scratch = scratch_for(position, WINDOW)
+    undone = undone_sales(database, stored.number, position, scratch)
     decimals = stores.current_rules.currency_decimals
-    story = Story(stores.book, stored.standings, undone, decimals, skips(database, stored.number))
+    story = Story(stores.book, stored.standings, undone, decimals, skips(database, stored.number), scratch)
     told = telling.Told("", telling.FAILED, "")
     for event in events(database, stored.number, position):
         if event.concerns & BIT[actor]:

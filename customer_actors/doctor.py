@@ -138,10 +138,8 @@ def _database(settings: Settings, database: Database, now_us: int | None) -> Ite
 
 def _server(database: PostgresDatabase, now_us: int | None) -> Iterator[Finding]:
     ours_us = now_us or time.time_ns() // 1_000
-    durability, server_us = database.query(
-        "SELECT current_setting('synchronous_commit'), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
-    )[0]
-    switch_on = database.durability_fix()
+    ((server_us,),) = database.query("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+    durability, switch_on = database.synchronous_commit()
     unsafe = [
         setting
         for setting in ("fsync", "full_page_writes")

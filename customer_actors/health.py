@@ -26,18 +26,10 @@ def stale_us(settings: Settings) -> int:
     return (MISSED_BEATS * settings.sweep_seconds + _SLACK_S) * 1_000_000
 
 
-def expected(beats: Sequence[Beat], runs: Callable[[Beat], bool], host: str | None = None) -> list[Beat]:
-    """The beats of processes that somebody means to keep: an embedded one that is gone, such as a killed `run` over a
-    file, is missed by nobody.
-    """
-    here = host or socket.gethostname()
-    return [beat for beat in beats if beat.kind != "embedded" or (beat.host == here and runs(beat))]
-
-
 def live_checks(
     beats: Sequence[Beat],
+    settings: Settings,
     now_us: int,
-    stale: int,
     runs: Callable[[Beat], bool],
     kind: str | None = None,
     host: str | None = None,
@@ -46,9 +38,14 @@ def live_checks(
     `runs` tells whether the process that wrote a beat still does.
 
     A process that neither beats nor runs was ended, and one that ended in trouble was replaced once another of its kind
-    beat after it; what is left is red when no process of a kind is there any more.
+    beat after it; what is left is red when no process of a kind is there any more. An embedded one that is gone, such
+    as a killed `run` over a file, is missed by nobody, and without a broker nothing has to run.
     """
-    ours = [beat for beat in beats if beat.host == (host or socket.gethostname()) and kind in (None, beat.kind)]
+    here, stale = host or socket.gethostname(), stale_us(settings)
+    ours = [beat for beat in beats if beat.host == here and kind in (None, beat.kind)]
+    ours = [beat for beat in ours if beat.kind != "embedded" or runs(beat)]
+    if not ours and kind is None and settings.rabbitmq_url is None:
+        return [Check("process", True, "embedded: nothing has to run; `run` ends with an exit code")]
     well = {beat.kind: beat.at_us for beat in ours if beat.is_fresh(now_us, stale) and not beat.trouble}
     checks, missing = [], {beat.kind for beat in ours} or {kind or "process"}
     for beat in ours:

@@ -65,9 +65,13 @@ def serve() -> None:
             for job in JOBS:
                 due = next_due(job, settings, utc_now())
                 log.info("job", name=job.name, cron=getattr(settings, job.cron), next_at=str(due))
-            with workers(settings, database) as ring:
+            with workers(settings, database) as (ring, alarm):
                 clock = Clock(settings, database, ring)
-                with running_clock(clock, database, lambda: beat(database, "scheduler", microseconds(utc_now()))):
+
+                def sign_of_life() -> None:
+                    beat(database, "scheduler", microseconds(utc_now()), alarm=alarm())
+
+                with running_clock(clock, database, sign_of_life):
                     log.info("started", jobs=len(JOBS), timezone=settings.timezone)
                     while not stop.wait(_FOR_EVER_S):
                         pass

@@ -59,7 +59,7 @@ def run_job(settings: Settings, database: Database, wanted: Wanted, stop: Stop) 
         _say(f"{run.job} {run.slot}: already ran; name a date with --as-of to run it again")
         _tell(before, wanted.as_json)
         return ALREADY_RAN
-    with workers(settings, database) as ring:
+    with workers(settings, database) as (ring, _):
         ring(before.run)
         if not wanted.wait and settings.rabbitmq_url is not None:
             _say(f"{run.job} {run.slot}: " + ("the workers have it" if claimed else f"in work, {_text(before)}"))

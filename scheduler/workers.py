@@ -1,9 +1,9 @@
 """Who does the nights' work: workers behind RabbitMQ, or, without a broker, threads of this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import dramatiq
 
@@ -19,18 +19,26 @@ from scheduler.clock import Ring
 _STOP_MS: Final = 1_000
 
 
+class Workers(NamedTuple):
+    """How the scheduler deals with those who do the work."""
+
+    ring: Ring
+    alarm: Callable[[], str | None]
+    """What this process sees of the service, for its beat; workers behind a broker have beats of their own."""
+
+
 @contextmanager
-def workers(settings: Settings, database: Database) -> Iterator[Ring]:
-    """How to tell the workers of a run. Without RABBITMQ_URL they are started here and end with the block."""
+def workers(settings: Settings, database: Database) -> Iterator[Workers]:
+    """Those behind the broker. Without RABBITMQ_URL they are started here and end with the block."""
     if settings.rabbitmq_url is not None:
         make_broker(settings.rabbitmq_url)  # what is wrong with the URL is said now, not at night
-        yield partial(_ring_once, settings.rabbitmq_url)
+        yield Workers(partial(_ring_once, settings.rabbitmq_url), lambda: None)
         return
     pipeline = declare(settings, database, make_broker(None))
     worker = dramatiq.Worker(pipeline.broker, worker_threads=settings.worker_threads, worker_timeout=100)
     worker.start()
     try:
-        yield partial(ring_night, pipeline.broker)
+        yield Workers(partial(ring_night, pipeline.broker), pipeline.alarm_text)
     finally:
         worker.stop(timeout=_STOP_MS)
 

@@ -10,14 +10,16 @@ import hypothesis
 import pytest
 
 from customer_actors.settings import PREFIX
-from tests.servers import PrivatePostgres, RabbitMQ, ServerMissingError, left_out, open_rabbitmq
+from tests.servers import PrivatePostgres, RabbitMQ, ServerMissingError, SharedPostgres, left_out, open_rabbitmq
 from tests.servers.rabbitmq import is_for_tests
 
 Server = TypeVar("Server")
 
 GIVEN_RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
 NOT_FOR_TESTS = 'RABBITMQ_URL IS NOT USED, for its virtual host lacks "test" in its name: tests start a private broker.'
-NEEDS_SERVERS = frozenset({"postgres", "postgres_url", "rabbitmq", "rabbitmq_url"})
+NEEDS_SERVERS = frozenset(
+    {"postgres", "postgres_url", "stoppable_postgres", "stoppable_url", "rabbitmq", "rabbitmq_url"}
+)
 
 _numbers = count(1)
 
@@ -53,17 +55,30 @@ def _own_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PrivatePostgres]:
-    """A PostgreSQL that a test may stop and kill; `postgres_url` starts it again."""
-    yield from _served(PrivatePostgres())
+    """The PostgreSQL of every test that lets it run."""
+    yield from _served(SharedPostgres())
 
 
 @pytest.fixture
 def postgres_url(postgres: PrivatePostgres) -> str:
     """The URL of an empty database."""
-    if not postgres.running:
-        postgres.start()
-    # Dropping one takes three times as long as making it; they all go with the server.
-    return postgres.create_database(f"test_{next(_numbers)}")
+    return _empty_database(postgres)
+
+
+@pytest.fixture(scope="session")
+def stoppable_postgres() -> Iterator[PrivatePostgres]:
+    """A PostgreSQL that a test may stop and kill; `stoppable_url` starts it again.
+
+    It is another one than `postgres`, so that it has few databases: all that a server has been given lately is replayed
+    after a kill, and every file it has is synced.
+    """
+    yield from _served(PrivatePostgres())
+
+
+@pytest.fixture
+def stoppable_url(stoppable_postgres: PrivatePostgres) -> str:
+    """The URL of an empty database on the server that may be stopped."""
+    return _empty_database(stoppable_postgres)
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +90,14 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 @pytest.fixture
 def rabbitmq_url(rabbitmq: RabbitMQ) -> str:
     """The URL of a virtual host without queues."""
-    if not rabbitmq.running:
-        rabbitmq.start()
+    rabbitmq.serve()
     return rabbitmq.new_vhost()
+
+
+def _empty_database(server: PrivatePostgres) -> str:
+    server.serve()
+    # Dropping one takes three times as long as making it; they all go with the server.
+    return server.create_database(f"test_{next(_numbers)}")
 
 
 def _served(server: AbstractContextManager[Server]) -> Iterator[Server]:

@@ -113,11 +113,11 @@ def test_asked_to_stop_it_does_not_begin_to_read_either(settings: Settings) -> N
 
 
 def test_a_database_that_stays_away_is_given_up_in_the_end(
-    postgres: PrivatePostgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    stoppable_postgres: PrivatePostgres, stoppable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "OUTAGE_S", 1.0)
-    with embedded(load_settings({"DATABASE_URL": postgres_url})) as service:
-        postgres.stop()
+    with embedded(load_settings({"DATABASE_URL": stoppable_url})) as service:
+        stoppable_postgres.stop()
         with pytest.raises(Outage, match="PostgreSQL"):
             service.feed(io.BytesIO(order("O1").encode()))
 

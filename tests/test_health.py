@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
-from customer_actors.health import Check, expected, live_checks, ready_checks, stale_us
-from customer_actors.settings import load_settings
+from customer_actors.health import Check, live_checks, ready_checks, stale_us
+from customer_actors.settings import Settings, load_settings
 from customer_actors.storage.beats import Beat
 from customer_actors.storage.vitals import Vitals
 
 SETTINGS = load_settings({})
+WITH_BROKER = load_settings(
+    {"DATABASE_URL": "postgresql://postgres@127.0.0.1:9/none", "RABBITMQ_URL": "amqp://127.0.0.1:9/"}
+)
 NOW_US = 1_000_000_000_000
 STALE_US = stale_us(SETTINGS)
 CALM = Vitals(None, 0, 0, 0)
@@ -22,8 +25,9 @@ def beat(kind: str = "worker", pid: int = 1, age_us: int = 0, host: str = "here"
     return made._replace(**more)
 
 
-def live(*beats: Beat, running: tuple[int, ...] = (1, 2), kind: str | None = None) -> dict[str, bool]:
-    checks = live_checks(beats, NOW_US, STALE_US, lambda beat: beat.pid in running, kind, "here")
+def live(*beats: Beat, kind: str | None = None, settings: Settings = WITH_BROKER) -> dict[str, bool]:
+    """Of the processes 1 and 2, which run."""
+    checks = live_checks(beats, settings, NOW_US, lambda beat: beat.pid in (1, 2), kind, "here")
     return {check.name: check.ok for check in checks}
 
 
@@ -66,8 +70,16 @@ def test_other_hosts_do_not_count_and_nobody_at_all_is_red() -> None:
 
 def test_an_embedded_run_that_is_gone_or_elsewhere_is_missed_by_nobody() -> None:
     runs, killed, elsewhere = beat("embedded"), beat("embedded", 7), beat("embedded", 1, host="there")
-    found = expected([runs, killed, elsewhere, beat(pid=7)], lambda beat: beat.pid == 1, "here")
-    assert found == [runs, beat(pid=7)]
+    assert live(runs, killed, elsewhere, beat()) == {"embedded:here:1": True, "worker:here:1": True}
+    assert live(killed, elsewhere, beat()) == {"worker:here:1": True}
+
+
+def test_without_a_broker_nothing_has_to_run_and_what_runs_must_be_well() -> None:
+    assert live(settings=SETTINGS) == live(beat("embedded", 7), settings=SETTINGS) == {"process": True}
+    assert live(beat("scheduler", host="there"), settings=SETTINGS) == {"process": True}
+    assert live(beat("scheduler", 7, age_us=STALE_US + 1), settings=SETTINGS) == {"scheduler": False}
+    assert live(beat("embedded", threads=(5, 4)), settings=SETTINGS) == {"embedded:here:1": False}
+    assert live(settings=SETTINGS, kind="worker") == {"worker": False}
 
 
 def test_an_alarm_is_no_matter_of_life() -> None:

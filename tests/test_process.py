@@ -14,6 +14,7 @@ from customer_actors.process import SIGNALS, Stop, wait_for_database
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.servers import PrivatePostgres
+from tests.servers.process import WAIT_S
 
 START = "from customer_actors.process import stopping_on_signals\nimport os, sys\n"
 NUMBERS = sorted(SIGNALS)
@@ -106,15 +107,15 @@ def test_an_old_schema_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     database.release()
 
 
-def test_a_database_that_is_away_is_waited_for(postgres: PrivatePostgres, postgres_url: str) -> None:
-    database, found = open_database(postgres_url), list[bool]()
+def test_a_database_that_is_away_is_waited_for(stoppable_postgres: PrivatePostgres, stoppable_url: str) -> None:
+    database, found = open_database(stoppable_url), list[bool]()
     migrate(database)
     database.release()
-    postgres.stop()
+    stoppable_postgres.stop()
     waiting = threading.Thread(target=lambda: found.append(wait_for_database(database, Stop())))
     waiting.start()
-    postgres.start()
-    waiting.join(timeout=30)
+    stoppable_postgres.start()
+    waiting.join(timeout=WAIT_S)
     assert found == [True]
 
 

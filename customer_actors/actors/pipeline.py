@@ -136,6 +136,10 @@ class Pipeline:
             return
         raise dramatiq.Retry("held", delay=self._delay_ms(next_try))
 
+    def alarm_text(self) -> str | None:
+        """What a beat tells of the service while there is a mass failure."""
+        return "mass failure" if self.alarm.raised(self.clock() / 1_000_000) else None
+
     def _tell_alarm(self) -> None:
         """Log the start and the end of a mass failure, once each."""
         turned = self.alarm.turned(self.clock() / 1_000_000)

@@ -87,8 +87,8 @@ class Sweeper(dramatiq.Middleware):
         if self._kind is not None:
             expected, alive = (1, 1) if self._watchdog is None else self._watchdog.threads()
             pipeline = self.pipeline
-            now_us = pipeline.clock()
-            beat(pipeline.stores.database, self._kind, now_us, expected=expected, alive=alive, alarm=_alarm(pipeline))
+            now_us, alarm = pipeline.clock(), pipeline.alarm_text()
+            beat(pipeline.stores.database, self._kind, now_us, expected=expected, alive=alive, alarm=alarm)
 
     def _end_beat(self) -> None:
         if self._kind is not None:
@@ -137,7 +137,3 @@ class Sweeper(dramatiq.Middleware):
                 return False
             return ready > 0
         return isinstance(broker, StubBroker) and broker.queues[actor].qsize() > 0
-
-
-def _alarm(pipeline: Pipeline) -> str | None:
-    return "mass failure" if pipeline.alarm.raised(pipeline.clock() / 1_000_000) else None

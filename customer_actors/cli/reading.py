@@ -34,7 +34,9 @@ from customer_actors.domain.telling import FAILED, REFUSED, SKIPPED, WAITS, Figu
 from customer_actors.errors import RefusedError
 from customer_actors.storage import views
 from customer_actors.storage.database import Database
+from customer_actors.storage.refolding import WINDOW
 from customer_actors.storage.rules import RulesBook
+from customer_actors.storage.scratch import scratch_for
 from customer_actors.storage.segment_check import segment_differences
 from customer_actors.storage.views import Basis, Stored
 
@@ -180,8 +182,9 @@ def print_explanation(
 ) -> list[Difference]:
     stored = basis.stored
     number, head = stored.number, stored.head
-    undone = views.undone_sales(database, number, head)
-    story = Story(RulesBook(database), stored.standings, undone, rules.currency_decimals, basis.skips)
+    scratch = scratch_for(head, WINDOW)
+    undone = views.undone_sales(database, number, head, scratch)
+    story = Story(RulesBook(database), stored.standings, undone, rules.currency_decimals, basis.skips, scratch)
     first_shown = 1 if last is None else max(1, head - last + 1)
     printer.begin(head, first_shown)
     with database.reading():

@@ -60,7 +60,7 @@ def held_list(actor: str | None, error: str | None, customers: bool, limit: int,
                 "error": group.error,
                 "customers": group.customers,
                 "parked": group.parked,
-                "since": iso(group.since_us),
+                "since": _time(group.since_us),
                 "events_waiting": group.waiting,
             }
             for group in groups
@@ -75,6 +75,10 @@ def held_list(actor: str | None, error: str | None, customers: bool, limit: int,
         _print_list(view)
 
 
+def _time(at_us: int | None) -> str | None:
+    return None if at_us is None else iso(at_us)
+
+
 def _customer_figures(one: HeldCustomer) -> dict[str, Any]:
     return {
         "organization_id": one.organization_id,
@@ -83,8 +87,8 @@ def _customer_figures(one: HeldCustomer) -> dict[str, Any]:
         "position": one.position,
         "status": "parked" if one.next_try_us is None else "held",
         "attempts": one.attempts,
-        "next_try": None if one.next_try_us is None else iso(one.next_try_us),
-        "since": iso(one.since_us),
+        "next_try": _time(one.next_try_us),
+        "since": _time(one.since_us),
         "events_waiting": one.waiting,
         "error": one.error,
     }
@@ -104,7 +108,8 @@ def _print_list(view: dict[str, Any]) -> None:
 
 
 def _print_table(title: str, names: Sequence[str], rows: Sequence[dict[str, Any]], more: int) -> None:
-    print_table(title, [name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+    cells = [["-" if row[name] is None else row[name] for name in names] for row in rows]
+    print_table(title, [name.replace("_", " ") for name in names], cells)
     if more:
         click.echo(f"and {more} more: see them with --limit")
 
@@ -148,7 +153,7 @@ def _print_event(event: HeldEvent) -> None:
         "event": f"{told['type']} {told['reference']}, occurred at {told['occurred_at']}",
         "attempts": str(figures["attempts"]),
         "next try": parked,
-        "since": figures["since"],
+        "since": figures["since"] or "-",
         "waiting": f"{figures['events_waiting']} events behind it",
         "error": figures["error"],
     }

@@ -1,6 +1,6 @@
 """The credit account of one customer: usages, payments, and which payment pays which usage [C1-C7].
 
-A fold reads the ledger and returns what changes; only `Ledger.apply` writes. Each event has one short body that
+A fold reads the ledger and returns what changes; only `Facts.apply` writes. Each event has one short body that
 says what it records; `_settle` then moves the money, by the one rule there is for that [C2].
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from typing import Any, Final
 
-from customer_actors.domain.credit_book import Account, Allocation, Ledger, Payment, Result, Usage
+from customer_actors.domain.credit_book import Account, Allocation, Facts, Payment, Result, Usage
 from customer_actors.domain.events import Channel, Event, EventType, business_date
 from customer_actors.domain.rules import Rules
 
@@ -27,7 +27,7 @@ def usage_status(usage: Usage, today: date) -> str:
     return "overdue" if usage.due_date < today.isoformat() else "pending"
 
 
-def fold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def fold(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """The account and the rows one event changes; an event that is not about credit changes nothing.
 
     Raises KeyError or ValueError when the ledger or the event's detail lacks what it must hold.
@@ -53,7 +53,7 @@ def fold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result
             return Result(account)
 
 
-def _sold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _sold(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """A completed sale is a fact: it is recorded without an account, suspended or over the limit [C3, C4]."""
     if not event.on_credit or event.already_cancelled:
         return Result(account)
@@ -62,7 +62,7 @@ def _sold(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Resul
     return _use(account, event, rules, ledger)
 
 
-def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _charged(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """A charge is a request, so it can be refused [C4]."""
     if event.already_cancelled:
         return Result(account, refused="the order was cancelled before")
@@ -79,7 +79,7 @@ def _charged(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Re
     return _use(account, event, rules, ledger)
 
 
-def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
+def _cancelled(account: Account, event: Event, ledger: Facts) -> Result:
     """The order's usages end; the money that paid them is free again and finds others [C5]."""
     ended = {u.position: u for u in named_usages(event, ledger) if u.cancelled_position is None}
     released = tuple(
@@ -100,7 +100,7 @@ def _cancelled(account: Account, event: Event, ledger: Ledger) -> Result:
     return _settle(Result(account, usages, tuple(freed.values()), released), event.position, ledger)
 
 
-def _paid(account: Account, event: Event, ledger: Ledger) -> Result:
+def _paid(account: Account, event: Event, ledger: Facts) -> Result:
     """Money is always taken: by the account, even a suspended one, else into suspense [C2, C3]."""
     amount = event.amount_minor
     payment = Payment(event.position, event.reference, amount, amount, event.order_id, event.sale_position)
@@ -111,7 +111,7 @@ def _paid(account: Account, event: Event, ledger: Ledger) -> Result:
     return _settle(Result(account, payments=(payment,)), event.position, ledger)
 
 
-def _opened(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _opened(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """Opening drains the suspense in arrival order; what pays nothing becomes unapplied [C3]."""
     asked = detail_of(event).get("terms_days")
     terms = rules.default_terms_days if asked is None else asked
@@ -137,7 +137,7 @@ def _limit_changed(account: Account, event: Event) -> Result:
     return Result(account._replace(limit_minor=event.amount_minor))
 
 
-def _suspended(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _suspended(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """A person's suspension outranks the nightly run's, never the other way round [C7].
 
     The nightly run looked before it appended, so its reason is looked at again: money may have come in between.
@@ -152,7 +152,7 @@ def _suspended(account: Account, event: Event, rules: Rules, ledger: Ledger) -> 
     return Result(account._replace(status=SUSPENDED, automatic=automatic))
 
 
-def _lifted(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _lifted(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """The nightly run lifts only what it suspended itself, and only while nothing is overdue for too long [C7]."""
     if account.status is None:
         return Result(account, refused=NO_ACCOUNT)
@@ -166,7 +166,7 @@ def _lifted(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Res
     return Result(account._replace(status=ACTIVE, automatic=False))
 
 
-def _too_late(event: Event, rules: Rules, ledger: Ledger) -> bool:
+def _too_late(event: Event, rules: Rules, ledger: Facts) -> bool:
     """Whether the oldest open usage is more than suspend_after_days late on the date the nightly run is for [C7]."""
     as_of = date.fromisoformat(detail_of(event)["as_of"])
     oldest = next(ledger.open_usages(), None)
@@ -178,7 +178,7 @@ def suspension_cutoff(as_of: date, rules: Rules) -> date:
     return as_of - timedelta(days=rules.suspend_after_days)
 
 
-def _use(account: Account, event: Event, rules: Rules, ledger: Ledger) -> Result:
+def _use(account: Account, event: Event, rules: Rules, ledger: Facts) -> Result:
     """A new usage; unapplied money pays it at once [C2, C4]."""
     terms = rules.default_terms_days if account.terms_days is None else account.terms_days
     channel, reference = _sale_of(event)
@@ -208,10 +208,10 @@ def _over_limit(account: Account, amount_minor: int) -> bool:
     return amount_minor > account.limit_minor - account.used_minor + account.unapplied_minor
 
 
-def named_usages(event: Event, ledger: Ledger) -> list[Usage]:
+def named_usages(event: Event, ledger: Facts) -> list[Usage]:
     """The usages of the sale or order that a charge or cancellation names, under any of its names [A5]."""
     found = {usage.position: usage for name in names_of(event) if (usage := ledger.usage_of(*name)) is not None}
-    if event.sale_position in ledger.usages:
+    if event.sale_position is not None and event.sale_position in ledger.usages:
         found[event.sale_position] = ledger.usages[event.sale_position]
     return [found[position] for position in sorted(found)]
 
@@ -230,7 +230,7 @@ def detail_of(event: Event) -> dict[str, Any]:
     return detail
 
 
-def _settle(draft: Result, position: int, ledger: Ledger) -> Result:
+def _settle(draft: Result, position: int, ledger: Facts) -> Result:
     """Let idle money pay open usages [C2]; nothing without an account [C3].
 
     Every event that brings money, use or an account ends here, so that afterwards one of the two is exhausted.
@@ -255,7 +255,7 @@ def _settle(draft: Result, position: int, ledger: Ledger) -> Result:
     )
 
 
-def settle_idle(account: Account, position: int, ledger: Ledger) -> Result:
+def settle_idle(account: Account, position: int, ledger: Facts) -> Result:
     """What `_settle` would have done, for books in which money lies idle beside open usages [C8].
 
     Only a repair leaves them so. The moves stand at `position`, which is the last one folded.
@@ -263,7 +263,7 @@ def settle_idle(account: Account, position: int, ledger: Ledger) -> Result:
     return _settle(Result(account), position, ledger)
 
 
-def _moves(draft: Result, ledger: Ledger) -> Iterator[tuple[Payment, Usage, int]]:
+def _moves(draft: Result, ledger: Facts) -> Iterator[tuple[Payment, Usage, int]]:
     """(payment, usage, amount): each idle payment the order it names first, then the oldest usages first [C2]."""
     changed = {usage.position: usage for usage in draft.usages}
     left_of: dict[int, int] = {}
@@ -286,7 +286,7 @@ def _moves(draft: Result, ledger: Ledger) -> Iterator[tuple[Payment, Usage, int]
         payment = next(idle, None)
 
 
-def _named(payment: Payment, changed: Mapping[int, Usage], ledger: Ledger) -> Usage | None:
+def _named(payment: Payment, changed: Mapping[int, Usage], ledger: Facts) -> Usage | None:
     """The open usage of the order that a payment is meant for."""
     of_order = {usage.reference: position for position, usage in changed.items() if usage.channel == Channel.ORDER}
     known = ledger.usage_of(Channel.ORDER.value, payment.order_id)

@@ -1,9 +1,10 @@
 """What a credit account consists of: usages, payments, and which payment pays which usage [C1-C5]."""
 
 import heapq
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 
@@ -82,49 +83,49 @@ class Result(NamedTuple):
     """Nothing changed, and why, as a short sentence."""
 
 
-_Key = TypeVar("_Key", int, tuple[str, int])
+class Facts(ABC):
+    """The facts a fold may read, in the orders the rules ask for; a fold changes them only through `apply`.
 
-
-class Ledger:
-    """The facts a fold may read, in the orders the rules ask for; a fold changes it only through `apply`.
-
-    Nothing in it is found by searching, so that an event costs what it touches, however long the customer's history.
-    It need not be complete. Needed for an event: the usages it names, with their allocations and the payments of these
-    for a cancellation; as many of the oldest open usages as its money can reach, and as many of the oldest idle
+    Nothing in them is found by searching, so that an event costs what it touches, however long the customer's history.
+    They need not be complete. Needed for an event: the usages it names, with their allocations and the payments of
+    these for a cancellation; as many of the oldest open usages as its money can reach, and as many of the oldest idle
     payments as its usage can take; the usages that those payments name; and the oldest usage that is still open for an
     automatic suspension or lifting.
     """
 
-    def __init__(self) -> None:
-        self.usages: dict[int, Usage] = {}
-        """By position, like the payments."""
-        self.payments: dict[int, Payment] = {}
-        self.paid_by: dict[int, Counter[int]] = {}
-        """Usage -> payment -> net amount in minor units."""
-        self._by_sale: dict[tuple[str, str | None], int] = {}
-        self._open: list[tuple[str, int]] = []
-        """(due date, position) of every usage with something outstanding, ascending."""
-        self._idle: list[int] = []
-        """The position of every payment with something unapplied, ascending."""
+    usages: Mapping[int, Usage]
+    """By position, like the payments."""
+    payments: Mapping[int, Payment]
+    paid_by: Mapping[int, Mapping[int, int]]
+    """Usage -> payment -> net amount in minor units."""
 
+    @abstractmethod
     def put_usage(self, usage: Usage) -> None:
         """Take over a new or changed usage."""
-        old = self.usages.get(usage.position)
-        was_open = old is not None and old.outstanding_minor > 0
-        _keep(self._open, (usage.due_date, usage.position), was_open, usage.outstanding_minor > 0)
-        self.usages[usage.position] = usage
-        self._by_sale[usage.channel, usage.reference] = usage.position
 
+    @abstractmethod
     def put_payment(self, payment: Payment) -> None:
         """Take over a new or changed payment."""
-        old = self.payments.get(payment.position)
-        was_idle = old is not None and old.unapplied_minor > 0
-        _keep(self._idle, payment.position, was_idle, payment.unapplied_minor > 0)
-        self.payments[payment.position] = payment
 
+    @abstractmethod
     def put_allocated(self, payment_position: int, usage_position: int, amount_minor: int) -> None:
         """Add money moved, net of what was there."""
-        self.paid_by.setdefault(usage_position, Counter())[payment_position] += amount_minor
+
+    @abstractmethod
+    def usage_of(self, channel: str, reference: str | None) -> Usage | None:
+        """The usage of this sale, cancelled or not [C4]."""
+
+    @abstractmethod
+    def open_keys(self) -> Iterable[tuple[str, int]]:
+        """(due date, position) of every usage with something outstanding, ascending."""
+
+    @abstractmethod
+    def idle_keys(self) -> Iterable[int]:
+        """The position of every payment with something unapplied, ascending."""
+
+    @abstractmethod
+    def between(self, after: int, up_to: int) -> tuple[dict[int, Usage], dict[int, Payment]]:
+        """The usages and payments with positions behind `after` and not behind `up_to`."""
 
     def apply(self, result: Result) -> None:
         """Take over what one event changed."""
@@ -135,16 +136,11 @@ class Ledger:
         for _, payment_position, usage_position, amount_minor in result.allocations:
             self.put_allocated(payment_position, usage_position, amount_minor)
 
-    def usage_of(self, channel: str, reference: str | None) -> Usage | None:
-        """The usage of this sale, cancelled or not [C4]."""
-        position = self._by_sale.get((channel, reference))
-        return None if position is None else self.usages[position]
-
     def open_usages(self, changed: Iterable[Usage] = ()) -> Iterator[Usage]:
         """What something is outstanding of, oldest first [C2], as it will be once `changed` is applied."""
         new = {usage.position: usage for usage in changed}
         coming = sorted((usage.due_date, usage.position) for usage in new.values() if usage.outstanding_minor)
-        staying = (key for key in self._open if key[1] not in new)
+        staying = (key for key in self.open_keys() if key[1] not in new)
         for _, position in heapq.merge(staying, coming):
             yield new[position] if position in new else self.usages[position]
 
@@ -152,9 +148,56 @@ class Ledger:
         """What something is unapplied of, in arrival order, as it will be once `changed` is applied."""
         new = {payment.position: payment for payment in changed}
         coming = sorted(payment.position for payment in new.values() if payment.unapplied_minor)
-        staying = (position for position in self._idle if position not in new)
+        staying = (position for position in self.idle_keys() if position not in new)
         for position in heapq.merge(staying, coming):
             yield new[position] if position in new else self.payments[position]
+
+
+_Key = TypeVar("_Key", int, tuple[str, int])
+
+
+class Ledger(Facts):
+    """Facts in memory."""
+
+    def __init__(self) -> None:
+        self.usages: dict[int, Usage] = {}
+        self.payments: dict[int, Payment] = {}
+        self.paid_by: dict[int, Counter[int]] = {}
+        self._by_sale: dict[tuple[str, str | None], int] = {}
+        self._open: list[tuple[str, int]] = []
+        self._idle: list[int] = []
+
+    def put_usage(self, usage: Usage) -> None:
+        old = self.usages.get(usage.position)
+        was_open = old is not None and old.outstanding_minor > 0
+        _keep(self._open, (usage.due_date, usage.position), was_open, usage.outstanding_minor > 0)
+        self.usages[usage.position] = usage
+        self._by_sale[usage.channel, usage.reference] = usage.position
+
+    def put_payment(self, payment: Payment) -> None:
+        old = self.payments.get(payment.position)
+        was_idle = old is not None and old.unapplied_minor > 0
+        _keep(self._idle, payment.position, was_idle, payment.unapplied_minor > 0)
+        self.payments[payment.position] = payment
+
+    def put_allocated(self, payment_position: int, usage_position: int, amount_minor: int) -> None:
+        self.paid_by.setdefault(usage_position, Counter())[payment_position] += amount_minor
+
+    def usage_of(self, channel: str, reference: str | None) -> Usage | None:
+        position = self._by_sale.get((channel, reference))
+        return None if position is None else self.usages[position]
+
+    def open_keys(self) -> Iterable[tuple[str, int]]:
+        return self._open
+
+    def idle_keys(self) -> Iterable[int]:
+        return self._idle
+
+    def between(self, after: int, up_to: int) -> tuple[dict[int, Usage], dict[int, Payment]]:
+        return (
+            {position: usage for position, usage in self.usages.items() if after < position <= up_to},
+            {position: payment for position, payment in self.payments.items() if after < position <= up_to},
+        )
 
 
 def _keep(ordered: list[_Key], key: _Key, was_in: bool, is_in: bool) -> None:

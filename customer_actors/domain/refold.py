@@ -1,21 +1,20 @@
 """One actor's stream folded again by the real folds, without a word: what stored states and ledgers must be.
 
-Each event is folded with the rules it is stamped with [A10], and what an operator skipped is skipped again. Of a long
-stream only this stays in memory: eight bytes per event for statistics and for loyalty, and for credit the usages and
-payments of the one customer. Ledger lines are handed over as they are made.
+Each event is folded with the rules it is stamped with [A10], and what an operator skipped is skipped again. Ledger
+lines are handed over as they are made; what later events may ask for is kept in a scratch, see `scratch`.
 """
 
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from customer_actors.domain import credit, loyalty, stats
-from customer_actors.domain.credit_book import Account, Ledger
+from customer_actors.domain.credit_book import Account
 from customer_actors.domain.events import SALE_TYPES, Event, EventType
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.routing import BIT, CREDIT, LOYALTY, STATS
 from customer_actors.domain.rules import Rules
+from customer_actors.domain.scratch import IN_MEMORY, Scratch
 from customer_actors.domain.stats import Stats
 
 Row = tuple[Any, ...]
@@ -40,7 +39,8 @@ class Refold(ABC):
 
     actor: str
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Scratch = IN_MEMORY) -> None:
+        self._scratch = scratch
         self.position = 0
         """The last event taken, whether it concerned the actor or not."""
         self.skipped: Collection[int] = frozenset()
@@ -64,6 +64,8 @@ class Refold(ABC):
             return
         try:
             self._fold(event, rules)
+        except OSError:  # the scratch's: a fold itself reads and writes nothing
+            raise
         except Exception as error:  # whatever the event holds: it is told, not passed on
             self.failure = Failure(event.position, f"{type(error).__name__}: {error}")
 
@@ -82,8 +84,9 @@ class Refold(ABC):
         """The append-only rows made since the last call, by kind."""
         return {}
 
-    def kept(self) -> dict[str, Rows]:
-        """The rows of which some columns change later, by kind: the refold's own, so whoever takes some out ends it."""
+    def kept(self, after: int, up_to: int) -> dict[str, Rows]:
+        """The rows of which some columns change later, by kind: those behind position `after`, not behind `up_to`."""
+        del after, up_to
         return {}
 
     def sums(self) -> dict[str, int]:
@@ -91,51 +94,15 @@ class Refold(ABC):
         return {}
 
 
-class ByPosition(Mapping[int, int]):
-    """Integers by position in eight bytes each, however many."""
-
-    _NONE: Final = -(2**63)
-
-    def __init__(self) -> None:
-        self._values = array("q")
-
-    def __setitem__(self, position: int, value: int) -> None:
-        missing = position + 1 - len(self._values)
-        if missing > 0:
-            self._values.extend([self._NONE] * missing)
-        self._values[position] = value
-
-    def __delitem__(self, position: int) -> None:
-        self._values[position] = self._NONE
-
-    def __getitem__(self, position: int) -> int:
-        value = self._values[position] if 0 <= position < len(self._values) else self._NONE
-        if value == self._NONE:
-            raise KeyError(position)
-        return value
-
-    def __iter__(self) -> Iterator[int]:
-        return (position for position, value in enumerate(self._values) if value != self._NONE)
-
-    def __len__(self) -> int:
-        return sum(value != self._NONE for value in self._values)
-
-    def bounds(self) -> tuple[int, int] | tuple[None, None]:
-        """The least and the greatest value; None when there is none."""
-        least = min((value for value in self._values if value != self._NONE), default=None)
-        greatest = max(self._values, default=self._NONE)
-        return (None, None) if least is None else (least, greatest)
-
-
 class StatsRefold(Refold):
     """Statistics [S1]."""
 
     actor = STATS
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, scratch: Scratch = IN_MEMORY) -> None:
+        super().__init__(scratch)
         self._state = Stats()
-        self._active = ByPosition()
+        self._active = scratch.numbers()
         """When each active sale occurred."""
 
     def _fold(self, event: Event, rules: Rules) -> None:
@@ -145,7 +112,7 @@ class StatsRefold(Refold):
         if event.type in SALE_TYPES and not event.already_cancelled:
             self._active[event.position] = event.occurred_at_us
         elif event.type == EventType.ORDER_CANCELLED and event.sale_position is not None:
-            del self._active[event.sale_position]
+            self._active.pop(event.sale_position, None)
 
     def state(self) -> Row:
         if self._state.bounds_stale:
@@ -159,10 +126,10 @@ class LoyaltyRefold(Refold):
 
     actor = LOYALTY
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, scratch: Scratch = IN_MEMORY) -> None:
+        super().__init__(scratch)
         self._state = Loyalty()
-        self._earned = ByPosition()
+        self._earned = scratch.numbers()
         self._entries: Rows = {}
 
     def _begin(self, rules: Rules) -> None:
@@ -192,10 +159,10 @@ class CreditRefold(Refold):
 
     actor = CREDIT
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, scratch: Scratch = IN_MEMORY) -> None:
+        super().__init__(scratch)
         self._account = Account()
-        self._ledger = Ledger()
+        self._ledger = scratch.credit_facts()
         self._allocations: Rows = {}
 
     def _fold(self, event: Event, rules: Rules) -> None:
@@ -214,8 +181,9 @@ class CreditRefold(Refold):
         made, self._allocations = self._allocations, {}
         return {ALLOCATION: made}
 
-    def kept(self) -> dict[str, Rows]:
-        return {USAGE: self._ledger.usages, PAYMENT: self._ledger.payments}
+    def kept(self, after: int, up_to: int) -> dict[str, Rows]:
+        usages, payments = self._ledger.between(after, up_to)
+        return {USAGE: usages, PAYMENT: payments}
 
     def sums(self) -> dict[str, int]:
         account = self._account

@@ -1,8 +1,8 @@
 """One customer's story: the stream folded again by the real folds, and what each actor made of every event.
 
 Each actor is folded up to the position its stored row has come to: what lies beyond waits, what an operator skipped is
-skipped again, and the figures at the end are what the row must hold. The facts a fold asks for stay in memory; of sales
-that are never cancelled none is kept [credit's are, see `story_credit`], so that a long stream is told in one pass.
+skipped again, and the figures at the end are what the row must hold. What a fold asks for later is kept in a scratch,
+see `scratch`; a stream is told in one pass.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -13,6 +13,7 @@ from customer_actors.domain.events import Event, EventType
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.routing import BIT, CREDIT, LOYALTY, STATS, STREAM_ACTORS
 from customer_actors.domain.rules import Rules, Tier
+from customer_actors.domain.scratch import IN_MEMORY, Numbers, Scratch
 from customer_actors.domain.stats import Stats
 from customer_actors.domain.story_credit import CreditTeller
 from customer_actors.domain.telling import (
@@ -71,7 +72,8 @@ class Story:
 
     `rules` are all rules by number and `standings` those of the stream actors. `undone` gives, for every sale that is
     cancelled anywhere in the stream, the position of the cancellation by that of the sale. `decimals` is the number of
-    decimal places of the currency. What is in `skips` only moved its actor's position.
+    decimal places of the currency. What is in `skips` only moved its actor's position. What has to be kept of the
+    stream is kept in `scratch`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Story:
         undone: Mapping[int, int],
         decimals: int,
         skips: Skips | None = None,
+        scratch: Scratch = IN_MEMORY,
     ) -> None:
         self.events = 0
         """Events taken so far."""
@@ -90,11 +93,11 @@ class Story:
         self._standings = standings
         self._skips = skips or {}
         stepped_over = frozenset(position for actor, position in self._skips if actor == STATS)
-        self._loyalty = _LoyaltyTeller(undone, decimals)
+        self._loyalty = _LoyaltyTeller(undone, scratch.numbers(), decimals)
         self._tellers: dict[str, _Teller] = {
             STATS: _StatsTeller(standings[STATS].position, undone, stepped_over, decimals),
             LOYALTY: self._loyalty,
-            CREDIT: CreditTeller(decimals),
+            CREDIT: CreditTeller(scratch.credit_facts(), decimals),
         }
         self._failures: dict[str, Difference] = {}
 
@@ -185,7 +188,7 @@ class _StatsTeller:
         self._state = Stats()
         self._last_position = last_position
         self._skipped = skipped
-        self._undone = {sale: at for sale, at in undone.items() if at not in skipped} if skipped else undone
+        self._undone = undone
         self._decimals = decimals
         self._first_us: int | None = None
         self._last_us: int | None = None
@@ -206,7 +209,8 @@ class _StatsTeller:
 
     def _widen_bounds(self, event: Event) -> None:
         """First and last purchase of the sales active at the end, so that no cancellation costs a look at all sales."""
-        if self._undone.get(event.position, self._last_position + 1) > self._last_position:
+        undone = self._undone.get(event.position)
+        if undone is None or undone in self._skipped or undone > self._last_position:
             at = event.occurred_at_us
             self._first_us = at if self._first_us is None else min(self._first_us, at)
             self._last_us = at if self._last_us is None else max(self._last_us, at)
@@ -222,11 +226,11 @@ class _StatsTeller:
 
 
 class _LoyaltyTeller:
-    def __init__(self, undone: Mapping[int, int], decimals: int) -> None:
+    def __init__(self, undone: Mapping[int, int], earned: Numbers, decimals: int) -> None:
         self.state = Loyalty()
         self._undone = undone
         self._decimals = decimals
-        self._earned: dict[int, int] = {}
+        self._earned = earned
         """Points by sale, of those sales alone that a cancellation will ask for."""
 
     def take(self, event: Event, rules: Rules) -> Told:

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Final
 
 from customer_actors.domain.credit import detail_of, fold
-from customer_actors.domain.credit_book import Account, Ledger, Result, Usage
+from customer_actors.domain.credit_book import Account, Facts, Result, Usage
 from customer_actors.domain.events import Channel, Event, EventType
 from customer_actors.domain.rules import Rules
 from customer_actors.domain.telling import (
@@ -38,9 +38,9 @@ _ORDER: Final = Channel.ORDER.value
 class CreditTeller:
     """Folds what concerns the credit actor, and tells it."""
 
-    def __init__(self, decimals: int) -> None:
+    def __init__(self, facts: Facts, decimals: int) -> None:
         self.account = Account()
-        self.ledger = Ledger()
+        self.ledger = facts
         self._decimals = decimals
 
     def take(self, event: Event, rules: Rules) -> Told:

@@ -4,8 +4,8 @@ Runs while events flow: what one actor stored of one customer is read in one sna
 compared with the refold to exactly the position read there. A customer with a long stream is folded up beforehand,
 outside any snapshot, so that none stays open for longer than its last steps.
 
-Memory: a page of customers with at most WINDOW events together, or one window of a longer stream, about 30 MB; and of
-one customer at a time 8 bytes per event and actor, and for credit about 1 KB per usage with its payment.
+Memory: a page of customers with at most WINDOW events together, or one window of a longer stream. What its fold has to
+keep, and what differs in it, goes to temporary files.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,10 +21,11 @@ from customer_actors.domain.rules import Rules
 from customer_actors.domain.stats import Stats
 from customer_actors.domain.story import STREAM
 from customer_actors.storage import holds
-from customer_actors.storage.database import Database, columns
+from customer_actors.storage.database import Database
 from customer_actors.storage.operators import skips_of
-from customer_actors.storage.refolding import CUSTOMER, FACTS, WINDOW, Finding, Refolding
+from customer_actors.storage.refolding import AFTER, CUSTOMER, FACTS, WINDOW, Finding, Refolding
 from customer_actors.storage.rules import RulesBook
+from customer_actors.storage.scratch import Spool
 from customer_actors.storage.segment_check import Known, segment_differences
 from customer_actors.storage.views import STATES, Stored, snapshot, stored_customers
 
@@ -130,12 +131,13 @@ class Audit:
         refoldings = [
             Refolding(self._database, self._book, actor, decimals) for actor in STREAM_ACTORS if actor in self._actors
         ]
-        if sum(customer.head for customer in page) > self._window:  # one customer, alone on its page
+        long = sum(customer.head for customer in page) > self._window  # one customer, alone on its page
+        if long:
             yield from self._ahead(numbers, refoldings)
+        found: Spool[_Found] = Spool()
         with snapshot(self._database):
-            found = list(self._compare(numbers, refoldings))
-        found.sort(key=lambda each: (each[1].customer, _ORDER[each[0]]))
-        yield from found
+            found.extend(self._compare(numbers, refoldings))
+        yield from found if long else sorted(found, key=lambda each: (each[1].customer, _ORDER[each[0]]))
         self.checked.ledger_rows += sum(refolding.rows for refolding in refoldings)
 
     def _ahead(self, numbers: Sequence[int], refoldings: Iterable[Refolding]) -> "Iterator[_Found]":
@@ -216,7 +218,7 @@ class Audit:
         standings = {number: one.standings[actor] for number, one in stored.items()}
         held = [(number, each.position) for number, each in standings.items() if each.held_position is not None]
         with self._database.reading():
-            return dict(self._database.for_each(_AFTER, _FOLLOWING.format(bit=BIT[actor]), held))
+            return dict(self._database.for_each(AFTER, _FOLLOWING.format(bit=BIT[actor]), held))
 
     def _segments(self, stored: dict[int, Stored]) -> "Iterator[_Found]":
         skips = skips_of(self._database, list(stored))
@@ -296,7 +298,6 @@ _WALK: Final = f"""
 """From number to number by the index, however many rows each has, and a page of them at a time. Read at one moment,
 for a customer and its first event are committed together."""
 
-_AFTER: Final = columns("event", "customer bigint, after bigint")
 _FOLLOWING: Final = """
     SELECT {{customer}} AS customer, (
         SELECT e.position FROM event e WHERE e.customer = {{customer}} AND e.position > {{after}}

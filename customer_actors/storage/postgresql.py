@@ -60,7 +60,7 @@ class PostgresDatabase(Database):
         )
 
     def require_durable(self) -> None:
-        fix = self.durability_fix()
+        _, fix = self.synchronous_commit()
         if fix is not None:
             raise UsageError(
                 f"synchronous_commit is off, so PostgreSQL would lose commits whose messages are acknowledged: {fix}"
@@ -68,16 +68,16 @@ class PostgresDatabase(Database):
         if self.query("SELECT current_setting('fsync')") == [("off",)]:
             log.warning("fsync is off: a crash of the server's host loses data", then="set fsync = on and restart it")
 
-    def durability_fix(self) -> str | None:
-        """What switches synchronous_commit on again where it was switched off for us; None while it is on."""
+    def synchronous_commit(self) -> tuple[str, str | None]:
+        """What it is set to for us, and, where that is off, what switches it on again."""
         sql = (
             "SELECT setting, source, current_database(), session_user FROM pg_settings "
             "WHERE name = 'synchronous_commit'"
         )
         setting, source, database, user = self.query(sql)[0]
         if setting != "off":
-            return None
-        return _SET_AGAIN.get(source, _SERVER_SET).format(database=_quoted(database), user=_quoted(user))
+            return setting, None
+        return setting, _SET_AGAIN.get(source, _SERVER_SET).format(database=_quoted(database), user=_quoted(user))
 
     def _begin(self) -> Any:
         return self.engine.atomic()

@@ -2,7 +2,7 @@
 
 Nothing here locks or writes. Events and ledger facts never change once the actor has passed them, so a refold may be
 brought up to a position without any lock or snapshot, and go on later inside one. Read at once are at most WINDOW
-positions of a stream; what stays in memory is in `domain.refold`.
+positions of a stream, expected or stored; what a fold keeps of a longer one is in a file, see `scratch`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from customer_actors.storage.append import EVENT
 from customer_actors.storage.database import Columns, Database, columns
 from customer_actors.storage.operators import skips_of
 from customer_actors.storage.rules import RulesBook
+from customer_actors.storage.scratch import scratch_for
 
 WINDOW: Final = 10_000
 """Positions read at once."""
@@ -47,6 +48,7 @@ _SUMS: Final = {
 """What the ledgers add up to, in the order of `Refold.sums`."""
 
 CUSTOMER: Final = columns("customer", "customer bigint")
+AFTER: Final = columns("event", "customer bigint, after bigint")
 _BETWEEN: Final = columns("event", "customer bigint, after bigint, up_to bigint")
 _LEAST: Final = -(2**62)
 """Before every position: a repair may have left facts there that no event made."""
@@ -101,8 +103,10 @@ class Refolding:
         Skips are read first: no actor passes a skipped event before its skip is committed.
         """
         skips = skips_of(self._database, list(positions))
-        for customer in positions:
-            refold = self._refolds.setdefault(customer, REFOLDS[self.actor]())
+        for customer, position in positions.items():
+            if customer not in self._refolds:
+                self._refolds[customer] = REFOLDS[self.actor](scratch_for(position, window))
+            refold = self._refolds[customer]
             refold.skipped = {at for who, at, actor in skips if (who, actor) == (customer, self.actor)}
             self._compared.setdefault(customer, _LEAST)
         while waiting := {c: p for c, p in positions.items() if self._refolds[c].position < p}:
@@ -131,22 +135,41 @@ class Refolding:
 
     def finish(self, window: int = WINDOW) -> Iterator[Finding]:
         """Compare what is left, in the snapshot or under the lock in which the positions were read: facts behind them,
-        rows that change, sums. Uses the refold up."""
-        behind = [(customer, after, _MOST) for customer, after in self._compared.items()]
-        for kind in MADE[self.actor]:
-            yield from self._compare(kind, self._stored(kind, behind), {customer: {} for customer in self._compared})
-        kept = {customer: refold.kept() for customer, refold in self._refolds.items()}
-        for kind in KEPT[self.actor]:
-            expected = {customer: rows[kind] for customer, rows in kept.items()}
-            yield from self._compare(kind, self._all_stored(kind, window), expected)
+        rows that change, sums."""
+        for after, up_to in self._windows(window):
+            behind = [(c, max(after, done), up_to) for c, done in self._compared.items() if done < up_to]
+            for kind in MADE[self.actor]:
+                yield from self._compare(kind, self._stored(kind, behind), {customer: {} for customer, _, _ in behind})
+            kept = {customer: refold.kept(after, up_to) for customer, refold in self._refolds.items()}
+            everyone = [(customer, after, up_to) for customer in self._refolds]
+            for kind in KEPT[self.actor]:
+                expected = {customer: rows[kind] for customer, rows in kept.items()}
+                yield from self._compare(kind, self._stored(kind, everyone), expected)
         yield from self.sums()
 
-    def _all_stored(self, kind: str, window: int) -> Iterator[Row]:
-        """Stored rows of all customers here, window by window."""
+    def _windows(self, window: int) -> Iterator[tuple[int, int]]:
+        """All positions, those of facts that no event made too, in spans that hold about `window` of each."""
         most = max((refold.position for refold in self._refolds.values()), default=0)
-        bounds = [_LEAST, *range(window, most, window), _MOST]
-        for after, up_to in pairwise(bounds):
-            yield from self._stored(kind, [(customer, after, up_to) for customer in self._refolds])
+        bounds = [_LEAST, *range(window, most + 1, window)]
+        yield from pairwise(bounds)
+        after = bounds[-1]
+        while after < _MOST:
+            up_to = self._reach(after, window)
+            yield after, up_to
+            after = up_to
+
+    def _reach(self, after: int, window: int) -> int:
+        """Up to which position no customer has more than so many stored facts of a kind."""
+        found = [_MOST]
+        for kind in (*MADE[self.actor], *KEPT[self.actor]):
+            one = (
+                f"SELECT f.position FROM {FACTS[kind].table} f WHERE f.customer = {{customer}} "
+                f"AND f.position > {{after}} ORDER BY f.position LIMIT 1 OFFSET {window - 1}"
+            )
+            with self._database.reading():
+                rows = self._database.for_each(AFTER, one, [(customer, after) for customer in self._refolds])
+            found += [position for (position,) in rows]
+        return min(found)
 
     def _stored(self, kind: str, wanted: Sequence[Row]) -> list[Row]:
         table = FACTS[kind]

@@ -16,6 +16,9 @@ from customer_actors.storage.views import STATES
 
 CHUNK: Final = 200
 """Customers released or skipped in one transaction."""
+LOST: Final = "the details of this hold are missing"
+"""The error of a hold without a row in `held_group`, which only somebody else can have deleted: since when it is held
+nobody knows, and nobody tries it again."""
 
 
 class Wanted(NamedTuple):
@@ -36,7 +39,8 @@ class HeldError(NamedTuple):
     customers: int
     parked: int
     """Of them; their attempts are used up."""
-    since_us: int
+    since_us: int | None
+    """None: nobody knows, as of `LOST` ones."""
     waiting: int
     """Events behind those that failed."""
 
@@ -51,7 +55,7 @@ class HeldCustomer(NamedTuple):
     attempts: int
     next_try_us: int | None
     """None: parked."""
-    since_us: int
+    since_us: int | None
     waiting: int
     error: str
 
@@ -77,30 +81,32 @@ class Place(NamedTuple):
 
 
 def _held(actor: str) -> str:
-    """Everybody this actor holds. The flag decides: details may be left of a hold that is gone."""
-    events = "FROM event e WHERE e.customer = h.customer AND e.position > h.position"
+    """Everybody this actor holds. The flag decides: details may be left of a hold that is gone, or be lost."""
+    events = "FROM event e WHERE e.customer = s.customer AND e.position > s.held_position"
     if actor == SEGMENTATION:  # it follows the statistics
-        events += " AND e.position <= (SELECT f.position FROM stats_state f WHERE f.customer = h.customer)"
+        events += " AND e.position <= (SELECT f.position FROM stats_state f WHERE f.customer = s.customer)"
     bit = BIT[STATS if actor == SEGMENTATION else actor]
     return (
-        "SELECT h.actor, h.customer, h.position, h.attempts, h.next_try_us, h.since_us, h.error, h.traceback, "
-        f"(SELECT count(*) {events} AND (e.concerns & {bit}) <> 0) AS waiting "
-        f"FROM held_group h JOIN {STATES[actor].table} s ON s.customer = h.customer AND s.held_position = h.position "
-        f"WHERE h.actor = '{actor}'"
+        f"SELECT '{actor}' AS actor, s.customer, s.held_position AS position, COALESCE(h.attempts, 0) AS attempts, "
+        f"h.next_try_us, h.since_us, COALESCE(h.error, '{LOST}') AS error, COALESCE(h.traceback, '') AS traceback, "
+        f"(SELECT count(*) {events} AND (e.concerns & {bit}) <> 0) AS waiting FROM {STATES[actor].table} s "
+        f"LEFT JOIN held_group h ON h.actor = '{actor}' AND h.customer = s.customer AND h.position = s.held_position "
+        "WHERE s.held_position IS NOT NULL"
     )
 
 
 _HELD: Final = {actor: _held(actor) for actor in ACTORS}
+_NAMED: Final = "JOIN customer c ON c.id = h.customer"
 _CUSTOMER: Final = (
     "c.organization_id, c.customer_id, h.actor, h.position, h.attempts, h.next_try_us, h.since_us, h.waiting, h.error"
 )
 
 
 def _from(wanted: Wanted, also: str = "") -> tuple[str, list[Any]]:
-    """The holds that are wanted, as `h` with their customer `c` (and what is joined `also`), and the parameters."""
+    """The holds that are wanted, as `h` (and what is joined `also`), and the parameters."""
     holds = " UNION ALL ".join(_HELD[actor] for actor in ([wanted.actor] if wanted.actor else ACTORS))
     conditions, parameters = _conditions(wanted)
-    return f"FROM ({holds}) h JOIN customer c ON c.id = h.customer {also} WHERE {conditions}", parameters
+    return f"FROM ({holds}) h {also} WHERE {conditions}", parameters
 
 
 def _conditions(wanted: Wanted) -> tuple[str, list[Any]]:
@@ -127,9 +133,10 @@ def held_errors(database: Database, wanted: Wanted, limit: int) -> list[HeldErro
 
 
 def held_customers(database: Database, wanted: Wanted, limit: int) -> list[HeldCustomer]:
-    """The customers held, the longest first."""
-    holds, parameters = _from(wanted)
-    sql = f"SELECT {_CUSTOMER} {holds} ORDER BY h.since_us, c.organization_id, c.customer_id, h.actor LIMIT ?"
+    """The customers held, the longest first, and before them those of whom nobody knows since when."""
+    holds, parameters = _from(wanted, _NAMED)
+    order = "COALESCE(h.since_us, 0), c.organization_id, c.customer_id, h.actor"
+    sql = f"SELECT {_CUSTOMER} {holds} ORDER BY {order} LIMIT ?"
     return [HeldCustomer(*row) for row in database.query(sql, (*parameters, limit))]
 
 
@@ -145,25 +152,16 @@ def held_totals(database: Database, wanted: Wanted) -> tuple[int, int]:
 def held_events(database: Database, customer: int, actor: str | None = None) -> list[HeldEvent]:
     """What this customer is held at, by actor."""
     event = "JOIN event e ON e.customer = h.customer AND e.position = h.position"
-    holds, parameters = _from(Wanted(actor, customer=customer), event)
+    holds, parameters = _from(Wanted(actor, customer=customer), f"{_NAMED} {event}")
     sql = f"SELECT {_CUSTOMER}, e.type, e.reference, e.occurred_at_us, h.traceback {holds} ORDER BY h.actor"
     width = len(HeldCustomer._fields)
     return [HeldEvent(HeldCustomer(*row[:width]), *row[width:]) for row in database.query(sql, parameters)]
 
 
 def held_without_details(database: Database, most: int) -> list[tuple[str, str, str]]:
-    """(organization, customer, actor) of those whose flag stands without a row in `held_group`: no retry and no release
-    of many knows of them. Reads every state row."""
-    each = " UNION ALL ".join(
-        f"SELECT s.customer, '{actor}' AS actor FROM {STATES[actor].table} s WHERE s.held_position IS NOT NULL AND NOT "
-        f"EXISTS (SELECT 1 FROM held_group h WHERE h.actor = '{actor}' AND h.customer = s.customer)"
-        for actor in ACTORS
-    )
-    sql = (
-        f"SELECT c.organization_id, c.customer_id, f.actor FROM ({each}) f JOIN customer c ON c.id = f.customer "
-        "ORDER BY 1, 2, 3 LIMIT ?"
-    )
-    return [(row[0], row[1], row[2]) for row in database.query(sql, (most,))]
+    """(organization, customer, actor) of those whose hold is `LOST`: no retry knows of them."""
+    lost = [hold for hold in held_customers(database, Wanted(error=LOST), most) if hold.since_us is None]
+    return [(hold.organization_id, hold.customer_id, hold.actor) for hold in lost]
 
 
 def number_of_customer(database: Database, organization_id: str, customer_id: str) -> int | None:
@@ -230,11 +228,8 @@ def _step_over(database: Database, actor: str, held: Sequence[tuple[int, int]], 
 
 def count_wanted(database: Database, wanted: Wanted) -> dict[str, int]:
     """Actor -> how many customers a release or a skip would concern."""
-    if _is_one(wanted):
-        return {str(wanted.actor): 1} if _next_chunk(database, wanted, 0) else {}
-    conditions, parameters = _conditions(wanted)
-    sql = f"SELECT h.actor, count(*) FROM held_group h WHERE {conditions} GROUP BY h.actor ORDER BY h.actor"
-    return dict(database.query(sql, parameters))
+    holds, parameters = _from(wanted)
+    return dict(database.query(f"SELECT h.actor, count(*) {holds} GROUP BY h.actor ORDER BY h.actor", parameters))
 
 
 def release(database: Database, wanted: Wanted, by: Action, now_us: int) -> Iterator[tuple[str, list[int]]]:
@@ -269,27 +264,10 @@ def _chunks(database: Database, wanted: Wanted) -> list[tuple[str, list[tuple[in
 
 
 def _next_chunk(database: Database, wanted: Wanted, after: int) -> list[tuple[int, int]]:
-    """(customer, position) of the next holds in number order.
-
-    One customer is asked for by its flag: details that were lost must not keep it held for ever.
-    """
-    if _is_one(wanted):
-        sql = (
-            f"SELECT customer, held_position FROM {STATES[str(wanted.actor)].table} WHERE customer = ? AND customer > ?"
-        )
-        rows = database.query(sql, (wanted.customer, after))
-        return [(row[0], row[1]) for row in rows if row[1] is not None and wanted.position in (None, row[1])]
-    conditions, parameters = _conditions(wanted)
-    sql = (
-        f"SELECT h.customer, h.position FROM held_group h WHERE {conditions} AND h.customer > ? "
-        "ORDER BY h.customer LIMIT ?"
-    )
+    """(customer, position) of the next holds in number order."""
+    holds, parameters = _from(wanted)
+    sql = f"SELECT h.customer, h.position {holds} AND h.customer > ? ORDER BY h.customer LIMIT ?"
     return [(row[0], row[1]) for row in database.query(sql, (*parameters, after, CHUNK))]
-
-
-def _is_one(wanted: Wanted) -> bool:
-    """Whether one customer is meant for one actor, whatever the error."""
-    return wanted.customer is not None and wanted.actor is not None and wanted.error is None
 
 
 def _still_held(database: Database, wanted: Wanted, chunk: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -300,8 +278,8 @@ def _still_held(database: Database, wanted: Wanted, chunk: Sequence[tuple[int, i
     if wanted.error is None:
         return held
     # Tried again meanwhile, it may have failed for something else.
-    conditions, parameters = _conditions(wanted)
-    sql = f"SELECT h.customer, h.position FROM held_group h WHERE {conditions} AND h.customer BETWEEN ? AND ?"
+    holds, parameters = _from(wanted)
+    sql = f"SELECT h.customer, h.position {holds} AND h.customer BETWEEN ? AND ?"
     wanted_still = {(row[0], row[1]) for row in database.query(sql, (*parameters, min(seen), max(seen)))}
     return [each for each in held if each in wanted_still]
 

@@ -14,6 +14,7 @@ from customer_actors.domain.events import Event, EventType, iso
 from customer_actors.domain.loyalty import Loyalty
 from customer_actors.domain.routing import ACTORS, CREDIT, LOYALTY, SEGMENTATION, STATS
 from customer_actors.domain.rules import Rules
+from customer_actors.domain.scratch import IN_MEMORY, Numbers, Scratch
 from customer_actors.domain.segmentation import day_start_us
 from customer_actors.domain.stats import Stats
 from customer_actors.domain.story import STREAM, Skips, Standing
@@ -319,10 +320,14 @@ def events(database: Database, number: int, up_to: int) -> Iterator[Event]:
         after = rows[-1][1]
 
 
-def undone_sales(database: Database, number: int, up_to: int) -> dict[int, int]:
+def undone_sales(database: Database, number: int, up_to: int, scratch: Scratch = IN_MEMORY) -> Numbers:
     """Position of a sale -> position of its cancellation, of all sales cancelled up to a position."""
     sql = (
-        f"SELECT sale_position, position FROM event WHERE customer = ? AND type = '{EventType.ORDER_CANCELLED.value}' "
-        "AND sale_position IS NOT NULL AND position <= ?"
+        f"SELECT position, sale_position FROM event WHERE customer = ? AND type = '{EventType.ORDER_CANCELLED.value}' "
+        f"AND sale_position IS NOT NULL AND position > ? AND position <= ? ORDER BY position LIMIT {_CHUNK}"
     )
-    return dict(database.query(sql, (number, up_to)))
+    undone, after = scratch.numbers(), 0
+    while rows := database.query(sql, (number, after, up_to)):
+        undone.update((sale, position) for position, sale in rows)
+        after = rows[-1][0]
+    return undone

@@ -91,10 +91,13 @@ def _first_waiting(actor: str) -> str:
 
 
 def _held(database: Database, actor: str) -> tuple[int, int]:
-    """Customers this actor will try again, and those it has parked. The flag decides: details may outlive a hold."""
+    """Customers this actor will try again, and those that wait for a person: parked, or with details that were lost.
+
+    The flag decides: details may outlive a hold.
+    """
     all_held = (
-        f"SELECT h.next_try_us FROM held_group h JOIN {STATES[actor].table} s ON s.customer = h.customer "
-        "WHERE h.actor = ? AND s.held_position IS NOT NULL LIMIT ?"
+        f"SELECT h.next_try_us FROM {STATES[actor].table} s "
+        "LEFT JOIN held_group h ON h.actor = ? AND h.customer = s.customer WHERE s.held_position IS NOT NULL LIMIT ?"
     )
     rows = database.query(f"SELECT count(next_try_us), count(*) FROM ({all_held}) held", (actor, MOST_HELD))
     tried_again, every = rows[0]

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from customer_actors.cli import main
-from customer_actors.doctor import PROBLEM, WARNING, Finding, look_at_database
+from customer_actors.doctor import OK, PROBLEM, WARNING, Finding, look_at_database
 from customer_actors.doctor_broker import look_at_broker
 from customer_actors.domain.events import Rejected
 from customer_actors.ingest.losses import STUCK
@@ -159,7 +159,8 @@ def test_commits_that_do_not_wait_for_the_disk_are_a_problem_until_the_command_i
     assert (found.verdict, "acknowledged" in found.found) == (PROBLEM, True)
     for command in found.fix:
         administer(postgres_url, command)
-    assert "durability" not in problems(database_findings(url))
+    mended = database_findings(url)["durability"]
+    assert (mended.verdict, mended.found) == (OK, "synchronous_commit = on")
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(60, "ahead of"), (-60, "behind")])

@@ -304,20 +304,20 @@ def test_a_database_that_forgets_commits_is_refused_with_the_fix(command: tuple[
 
 
 def test_a_database_that_restarts_meanwhile_is_waited_for(
-    folder: Path, postgres: PrivatePostgres, postgres_url: str
+    folder: Path, stoppable_postgres: PrivatePostgres, stoppable_url: str
 ) -> None:
-    with started("run", "-", env={"DATABASE_URL": postgres_url}, folder=folder) as process:
+    with started("run", "-", env={"DATABASE_URL": stoppable_url}, folder=folder) as process:
         assert process.stdin is not None
         process.stdin.write(order("O1").encode())
         process.stdin.flush()
-        wait_until(lambda: orders_of(postgres_url, "C1") == 1)
-        postgres.kill()
+        wait_until(lambda: orders_of(stoppable_url, "C1") == 1)
+        stoppable_postgres.kill()
         process.stdin.write(order("O2").encode())
         process.stdin.flush()
-        postgres.start()
+        stoppable_postgres.start()
         process.stdin.close()
         assert process.wait(timeout=240) == 0
-    assert orders_of(postgres_url, "C1") == 2
+    assert orders_of(stoppable_url, "C1") == 2
 
 
 @pytest.fixture

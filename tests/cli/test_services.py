@@ -37,7 +37,7 @@ class Ingest:
         return self._log.read_text()
 
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.logged(), 60)
+        wait_until(lambda: text in self.logged())
 
     def ended(self) -> int:
         return self.process.wait(timeout=30)
@@ -67,7 +67,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def env(postgres_url: str, rabbitmq_url: str) -> dict[str, str]:
-    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url}
+    return migrated(postgres_url, rabbitmq_url)
+
+
+def migrated(database_url: str, rabbitmq_url: str) -> dict[str, str]:
+    """The environment of an `ingest` whose database is ready for it."""
+    env = {"DATABASE_URL": database_url, "RABBITMQ_URL": rabbitmq_url}
     assert invoke("migrate", env=env).exit_code == 0
     return env
 
@@ -119,12 +124,13 @@ def test_a_signal_ends_it_within_four_seconds(start: Start, env: dict[str, str],
 
 
 def test_a_database_that_comes_later_is_waited_for(
-    start: Start, env: dict[str, str], postgres: PrivatePostgres
+    start: Start, stoppable_postgres: PrivatePostgres, stoppable_url: str, rabbitmq_url: str
 ) -> None:
-    postgres.stop()
+    env = migrated(stoppable_url, rabbitmq_url)
+    stoppable_postgres.stop()
     ingest = start(**env)
     ingest.wait_for("does not answer")
-    postgres.start()
+    stoppable_postgres.start()
     ingest.wait_for('"consuming"')
     publish(env["RABBITMQ_URL"], messages(1))
     wait_until(lambda: count(env["DATABASE_URL"], EVENTS) == 1)

@@ -7,6 +7,7 @@ import pytest
 
 from customer_actors.domain import loyalty
 from customer_actors.domain.routing import LOYALTY, SEGMENTATION, STATS
+from customer_actors.storage.triage import LOST
 from tests.cli.running import NOBODY_LISTENS
 from tests.cli.shop import ESCAPED, HOSTILE, Shop, failing_at, is_harmless
 from tests.model.examples import order
@@ -105,6 +106,23 @@ def test_show_tells_that_a_customer_is_parked(broken: Shop) -> None:
     assert (view["status"], view["next_try"], view["attempts"]) == ("parked", None, 10)
     assert "parked: waits for a person" in broken.run("held", "show", "c1", *ORG).stdout
     assert broken.json("held", "list")["errors"][0]["parked"] == 2
+
+
+def test_a_hold_that_has_lost_its_details_is_listed_shown_and_released_with_all(
+    broken: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken.execute("DELETE FROM held_group WHERE customer = ?", broken.number())
+    view = broken.json("held", "list", "--customers")
+    assert (view["held"], {error["since"] is None: error["error"] for error in view["errors"]}) == (
+        *(2, {True: LOST, False: "ValueError: boom"}),
+    )
+    lost = view["customers"][0]
+    assert (lost["customer_id"], lost["status"], lost["attempts"], lost["since"]) == ("c1", "parked", 0, None)
+    shown = [broken.run("held", *args).stdout for args in (("list",), ("list", "--customers"), ("show", "c1", *ORG))]
+    assert all(LOST in text and "None" not in text for text in shown)
+    fixed(monkeypatch)
+    assert broken.run("held", "release", "--all", *WHY).stdout == "released 2: 2 went on, 0 are held again\n"
+    assert (place(broken), place(broken, "c2", "org-2")) == ((4, None), (1, None))
 
 
 @pytest.mark.parametrize("args", [("c1",), ("c1", "--actor", STATS, *ORG), ("\udcff", *ORG), ("a\0b",)])

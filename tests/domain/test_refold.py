@@ -3,8 +3,6 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from customer_actors.domain.events import EventType
 from customer_actors.domain.refold import (
@@ -13,7 +11,6 @@ from customer_actors.domain.refold import (
     PAYMENT,
     REFOLDS,
     USAGE,
-    ByPosition,
     CreditRefold,
     LoyaltyRefold,
     Refold,
@@ -89,7 +86,7 @@ def test_credit_hands_over_allocations_and_keeps_usages_and_payments() -> None:
     taken(refold, OPENED, A, pay(5100))
     assert refold.made() == {ALLOCATION: {(2, 3, 3): (2, 3, 3, 5000)}}
     assert refold.made() == {ALLOCATION: {}}
-    kept = refold.kept()
+    kept = refold.kept(0, 100)
     assert (kept[USAGE][2].outstanding_minor, kept[PAYMENT][3].unapplied_minor) == (0, 100)
     assert refold.sums() == {"usages_outstanding_minor": 0, "payments_unapplied_minor": 100}
 
@@ -103,17 +100,3 @@ def test_what_fails_ends_the_refold_and_is_told(behind: list[object]) -> None:
     assert (refold.failure.position, refold.failure.error[:15]) == (1, "JSONDecodeError")
     assert refold.state() == before
     assert refold.position == 1 + len(behind)
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.none() | st.integers(-(2**40), 2**40))))
-def test_integers_by_position_are_a_dictionary(steps: list[tuple[int, int | None]]) -> None:
-    compact, plain = ByPosition(), dict[int, int]()
-    for position, value in steps:
-        if value is not None:
-            compact[position] = plain[position] = value
-        elif position in plain:
-            del compact[position], plain[position]
-    assert dict(compact) == plain
-    assert len(compact) == len(plain)
-    assert compact.bounds() == ((min(plain.values()), max(plain.values())) if plain else (None, None))
-    assert compact.get(41) is None

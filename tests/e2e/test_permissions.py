@@ -96,10 +96,10 @@ def test_ingest_workers_operators_and_monitors_do_their_work_as_their_users(
 
     env = {"DATABASE_URL": postgres_url, "CUSTOMER_ACTORS_SWEEP_SECONDS": "1"}
     with running(tmp_path, env | {"RABBITMQ_URL": site.url_of("ingest")}, ingest=INGEST) as ingest:
-        wait_until(lambda: ingest["ingest"].logged().count('"consuming"') >= 3, 60)
+        wait_until(lambda: ingest["ingest"].logged().count('"consuming"') >= 3)
         with running(tmp_path, env | {"RABBITMQ_URL": site.url_of("worker")}, workers=WORKERS) as workers:
             assert publish(site.url_of("producer"), [order(n) for n in range(20)]) == PublishReport(20, 0, 0)
-            wait_until(lambda: states() == [(20, 20)], 60)
+            wait_until(lambda: states() == [(20, 20)])
             assert "ACCESS_REFUSED" not in workers["workers"].logged()
         assert "ACCESS_REFUSED" not in ingest["ingest"].logged()
 

@@ -175,14 +175,14 @@ def test_twenty_thousand_events_end_in_the_states_of_the_model(
 
 
 def test_duplicates_and_kills_of_everything_change_nothing(
-    postgres: PrivatePostgres,
-    postgres_url: str,
+    stoppable_postgres: PrivatePostgres,
+    stoppable_url: str,
     rabbitmq: RabbitMQ,
     rabbitmq_url: str,
     tmp_path: Path,
     flat: dict[str, str],
 ) -> None:
-    env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url, **flat}
+    env = {"DATABASE_URL": stoppable_url, "RABBITMQ_URL": rabbitmq_url, **flat}
     shop, lines = opened(env), list(simulate(PLAN))
     chance = random.Random(7)
     delivered = [*lines, *chance.sample(lines, EVENTS // 5)]
@@ -191,7 +191,7 @@ def test_duplicates_and_kills_of_everything_change_nothing(
     with running(tmp_path, env, ingest=INGEST, workers=WORKERS) as processes:
         published(rabbitmq_url, delivered[:half])
         wait_until(lambda: shop.outcomes() > half // 4, WAIT_S)
-        kill_everything(processes.values(), postgres, rabbitmq, shop)
+        kill_everything(processes.values(), stoppable_postgres, rabbitmq, shop)
         published(rabbitmq_url, delivered[half:])
         settle(shop, rabbitmq, rabbitmq_url.rsplit("/", 1)[1], least_outcomes(lines))
         today = datetime.now(UTC).date()

@@ -186,7 +186,7 @@ def test_malformed_bodies_between_actors_take_no_thread_away_and_no_effect(
     storage: Storage, env: dict[str, str], tmp_path: Path
 ) -> None:
     with worker(tmp_path, env) as process:
-        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]), 60)
+        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]))
         began_s = time.monotonic()
         with channel_of(env["RABBITMQ_URL"]) as channel:
             for queue in [name + suffix for name in QUEUES for suffix in ("", ".DQ")]:
@@ -211,7 +211,7 @@ def test_headers_that_end_any_client_between_actors_stop_no_queue(
 ) -> None:
     """Classic queues have no delivery limit: such a message would come back to its consumer for ever."""
     with worker(tmp_path, env) as process:
-        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]), 60)
+        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]))
         began_s = time.monotonic()
         with FramePublisher(env["RABBITMQ_URL"]) as frames:
             for queue in [name + suffix for name in QUEUES for suffix in ("", ".DQ")]:
@@ -247,7 +247,7 @@ def test_deleted_queues_are_consumed_again_and_nothing_is_lost(
     storage: Storage, env: dict[str, str], tmp_path: Path
 ) -> None:
     with worker(tmp_path, env):
-        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]), 60)
+        wait_until(lambda: at_full_strength(storage) and consumed(env["RABBITMQ_URL"]))
         with channel_of(env["RABBITMQ_URL"]) as channel:
             for queue in [name + suffix for name in QUEUES for suffix in ("", ".DQ", ".XQ")]:
                 channel.queue_delete(queue)
@@ -283,7 +283,7 @@ def test_a_dead_or_stuck_thread_ends_the_process_for_its_supervisor(
 ) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     with worker(tmp_path, env, worker_of("broken:setup", "--path", str(tmp_path))) as process:
-        wait_until(lambda: at_full_strength(storage), 60)
+        wait_until(lambda: at_full_strength(storage))
         assert invoke("health", "live", "--kind", "worker", env=env).exit_code == 0
         with channel_of(env["RABBITMQ_URL"]) as channel:
             wait_until(lambda: arrived(channel, fault, body(fault, [])), 30)
@@ -310,7 +310,7 @@ def test_a_stop_that_hangs_while_connections_are_closed_ends_all_the_same(
     """Without an end of the worker, Dramatiq's main process would wait for it, and the supervisor for that."""
     (tmp_path / "hanging.py").write_text(HANGING_STOP)
     with worker(tmp_path, env, worker_of("hanging:setup", "--path", str(tmp_path))) as process:
-        wait_until(lambda: at_full_strength(storage), 60)
+        wait_until(lambda: at_full_strength(storage))
         assert process.terminate() == 0
     assert "the stop takes too long" in process.logged()
 
@@ -322,7 +322,7 @@ def test_a_stop_that_hangs_in_the_procfiles_two_workers_ends_within_four_seconds
     one behind the last of them [G15]."""
     (tmp_path / "hanging.py").write_text(HANGING_STOP)
     with worker(tmp_path, env, worker_of("hanging:setup", "--path", str(tmp_path), "--processes", "2")) as process:
-        wait_until(lambda: process.logged().count("ready for action") == 2, 60)
+        wait_until(lambda: process.logged().count("ready for action") == 2)
         assert process.terminate(ENDS_S) == 0
     assert process.logged().count("the stop takes too long") == 2
 
@@ -331,7 +331,7 @@ def test_a_killed_worker_turns_live_red_and_a_new_one_green_again(
     storage: Storage, env: dict[str, str], tmp_path: Path
 ) -> None:
     with worker(tmp_path, env) as process:
-        wait_until(lambda: at_full_strength(storage), 60)
+        wait_until(lambda: at_full_strength(storage))
         [before] = beats(storage.database)
         process.kill()
         wait_until(lambda: invoke("health", "live", "--kind", "worker", env=env).exit_code == 1, 60)
@@ -363,7 +363,7 @@ def test_no_process_starts_on_a_database_that_forgets_commits(
 
 def test_a_frozen_worker_is_seen_by_its_missing_beat(storage: Storage, env: dict[str, str], tmp_path: Path) -> None:
     with worker(tmp_path, env) as process:
-        wait_until(lambda: at_full_strength(storage), 60)
+        wait_until(lambda: at_full_strength(storage))
         [beat] = beats(storage.database)
         os.kill(beat.pid, signal.SIGSTOP)
         wait_until(lambda: invoke("health", "live", env=env).exit_code == 1, 60)

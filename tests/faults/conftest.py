@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def template(postgres: PrivatePostgres) -> str:
-    make_template(postgres, TEMPLATE)
+def template(stoppable_postgres: PrivatePostgres) -> str:
+    make_template(stoppable_postgres, TEMPLATE)
     return TEMPLATE
 
 
@@ -51,13 +51,13 @@ def private_rabbitmq(rabbitmq: RabbitMQ) -> Iterator[PrivateRabbitMQ]:
 
 @pytest.fixture
 def open_stage(
-    postgres: PrivatePostgres, private_rabbitmq: PrivateRabbitMQ, template: str, tmp_path: Path
+    stoppable_postgres: PrivatePostgres, private_rabbitmq: PrivateRabbitMQ, template: str, tmp_path: Path
 ) -> Iterator[Callable[[Mapping[str, str]], AbstractContextManager[Stage]]]:
     """Opens a stage with these settings; shows the processes' last words when the test fails."""
 
     def open_(env: Mapping[str, str]) -> AbstractContextManager[Stage]:
         print(f"replay: make faults SEED={SEED}")
-        return stage(postgres, private_rabbitmq, tmp_path, f"fault_{next(_numbers)}", template, env)
+        return stage(stoppable_postgres, private_rabbitmq, tmp_path, f"fault_{next(_numbers)}", template, env)
 
     yield open_
     for log in sorted(tmp_path.glob("*/output.log")):

@@ -351,10 +351,9 @@ def stage(
     template: str,
     env: Mapping[str, str],
 ) -> Iterator[Stage]:
-    """A stage with a fresh database and virtual host; its processes are ended and its database dropped at the end."""
+    """A stage with a fresh database and virtual host; its processes are ended with it."""
     for server in (postgres, rabbitmq):
-        if not server.running:
-            server.start()
+        server.serve()
     with ExitStack() as cleanup:
         postgres.create_database(database, template)
         made = Stage(postgres, rabbitmq, folder, database, rabbitmq.new_vhost())

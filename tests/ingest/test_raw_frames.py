@@ -73,7 +73,7 @@ def test_hand_encoded_poison_stops_the_queue_for_less_than_a_minute_and_no_valid
     env = {"DATABASE_URL": postgres_url, "RABBITMQ_URL": rabbitmq_url}
     valid = [f"valid-{number}" for number in range(VALID)]
     with running(tmp_path, env, ingest=INGEST) as processes:
-        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3)
         begun_s = time.monotonic()
         with FramePublisher(rabbitmq_url) as frames:
             poison = [
@@ -114,10 +114,10 @@ def test_a_classic_queue_that_such_a_frame_blocks_turns_health_red(
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().queue_declare(ORDERS.queue, durable=True)
     with running(tmp_path, env, ingest=INGEST) as processes, FramePublisher(rabbitmq_url) as frames:
-        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3, 60)
-        wait_until(lambda: queues_check(env)["ok"], 60)
+        wait_until(lambda: processes["ingest"].logged().count('"consuming"') >= 3)
+        wait_until(lambda: queues_check(env)["ok"])
         frames.publish(ORDERS.exchange, b"order.completed", order("poison"), next(iter(DEADLY.values())))
-        wait_until(lambda: not queues_check(env)["ok"], 60)
+        wait_until(lambda: not queues_check(env)["ok"])
         says = queues_check(env)["says"]
         assert ORDERS.queue in says
         assert "connections lost in a row" in says
@@ -125,7 +125,7 @@ def test_a_classic_queue_that_such_a_frame_blocks_turns_health_red(
         with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
             wait_until(lambda: purged(connection, ORDERS.queue), 30)
         publish(rabbitmq_url, [("order.completed", order("sound"))])
-        wait_until(lambda: "sound" in references(database), 60)
+        wait_until(lambda: "sound" in references(database))
         wait_until(lambda: queues_check(env)["ok"], 30)
 
 

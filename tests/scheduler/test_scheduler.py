@@ -7,21 +7,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, date, datetime
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
 
+from customer_actors.process import Stop
 from customer_actors.storage import job_runs
 from customer_actors.storage.beats import all_beats
 from customer_actors.storage.job_runs import Run
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
+from scheduler import __main__ as shell
+from scheduler import clock
 from scheduler.__main__ import scheduler
 from tests.servers import PrivatePostgres
 from tests.servers.process import wait_until
+from tests.storage.holding import crowd, fail_everything
+from tests.storage.support import Storage
 
 ROW = ["name", "cron", "in_words", "timezone", "next_at", "does", "last_run"]
 
@@ -112,6 +118,24 @@ def test_it_shows_that_it_lives_and_takes_the_sign_away_at_its_end(tmp_path: Pat
     database.release()
 
 
+def test_without_a_broker_its_beat_tells_of_a_mass_failure(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It advances customers itself, so nobody else can tell."""
+    crowd(storage)
+    fail_everything(monkeypatch, "loyalty")
+    stop = Stop()
+    monkeypatch.setattr(shell, "stopping_on_signals", lambda: nullcontext(stop))
+    monkeypatch.setattr(shell, "open_database", lambda _: storage.database)
+    monkeypatch.setattr(clock, "LOOK_S", 0.05)
+    serving = Thread(target=shell.serve)
+    serving.start()
+    try:
+        wait_until(lambda: [each.alarm for each in all_beats(storage.database)] == ["mass failure"])
+    finally:
+        stop.ask(signal.SIGTERM)
+        serving.join(20)
+    assert not serving.is_alive()
+
+
 def test_an_old_schema_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     with started(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/new.db") as process:
         assert process.wait(timeout=20) == 2
@@ -124,14 +148,16 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, url: str) -> None:
     assert logged(tmp_path)("CUSTOMER_ACTORS_NIGHTLY_CREDIT_CRON=soon")
 
 
-def test_a_database_that_is_away_is_waited_for(tmp_path: Path, postgres: PrivatePostgres, postgres_url: str) -> None:
-    database = open_database(postgres_url)
+def test_a_database_that_is_away_is_waited_for(
+    tmp_path: Path, stoppable_postgres: PrivatePostgres, stoppable_url: str
+) -> None:
+    database = open_database(stoppable_url)
     migrate(database)
     database.release()
-    postgres.stop()
-    with started(tmp_path, DATABASE_URL=postgres_url) as process:
+    stoppable_postgres.stop()
+    with started(tmp_path, DATABASE_URL=stoppable_url) as process:
         wait_until(lambda: logged(tmp_path)("does not answer"))
-        postgres.start()
+        stoppable_postgres.start()
         wait_until(lambda: logged(tmp_path)('"started"'))
         process.terminate()
         assert process.wait(timeout=20) == 0

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 
 import psycopg2
 from psycopg2 import sql
@@ -88,6 +88,13 @@ class PrivatePostgres:
         self._server = Child(args, self._environment(), self._folder, self._user)
         self._server.wait_until(self._takes_connections)
 
+    def serve(self) -> None:
+        """Start it unless it runs; returns when it takes connections, which one that recovers does not yet."""
+        if self.running:
+            self._child().wait_until(self._takes_connections)
+        else:
+            self.start()
+
     def stop(self, how: Literal["fast", "immediate"] = "fast") -> None:
         """Shut down: `fast` ends all connections cleanly, `immediate` leaves recovery to the next start."""
         self._child().end(_STOP[how])
@@ -140,6 +147,19 @@ class PrivatePostgres:
                 cursor.execute(statement)
         finally:
             connection.close()
+
+
+class SharedPostgres(PrivatePostgres):
+    """With the databases of hundreds of tests: recovery would replay and sync them all, and every test would wait."""
+
+    def stop(self, how: Literal["fast", "immediate"] = "fast") -> NoReturn:
+        self._not_yours()
+
+    def kill(self) -> NoReturn:
+        self._not_yours()
+
+    def _not_yours(self) -> NoReturn:
+        raise TypeError("the shared PostgreSQL is never stopped: ask for stoppable_postgres and stoppable_url")
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:

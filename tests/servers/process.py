@@ -18,6 +18,13 @@ PORTS = range(20_000, 32_000)
 while the server is down."""
 
 
+START_S = 240
+"""The most a server may take until it is ready: one that was killed recovers first, on a slow machine for minutes. Less
+than the limit of a test, so that what went wrong is told."""
+WAIT_S = 120
+"""The most a wait takes that names no time of its own. It is for what hangs: no machine is so slow."""
+
+
 class ServerMissingError(Exception):
     """No such server is installed; the text names the one command that installs it."""
 
@@ -66,7 +73,7 @@ class Child:
         """Negative: the signal that ended it; None while it runs."""
         return self._process.poll()
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = START_S) -> None:
         """Wait for `ready()`; RuntimeError with the end of the log when the process ends or time runs out first."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -74,7 +81,7 @@ class Child:
                 log = self._log.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"{self._process.args!r} did not get ready; its log ends:\n{log}")
 
-    def end(self, how: signal.Signals, seconds: float = 30) -> bool:
+    def end(self, how: signal.Signals, seconds: float = WAIT_S) -> bool:
         """Ask it to end with the signal `how`; kill it when it does not within `seconds`. Whether it did."""
         family = descendants(self.pid)
         if self.running:
@@ -109,7 +116,7 @@ class Child:
         wait_until(lambda: not any(map(alive, family)))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
     """Wait until the condition holds; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

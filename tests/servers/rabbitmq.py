@@ -62,6 +62,10 @@ class RabbitMQ(ABC):
     def start(self) -> None:
         """Start again on the same port with the same data; returns when it takes connections."""
 
+    @abstractmethod
+    def serve(self) -> None:
+        """Start it unless it runs; returns when it takes connections."""
+
 
 class PrivateRabbitMQ(RabbitMQ):
     """A server for the time of a `with`: user guest, 127.0.0.1 only, no plugins.
@@ -158,6 +162,12 @@ class PrivateRabbitMQ(RabbitMQ):
     def start(self) -> None:
         self._server = Child([str(self._bin / "rabbitmq-server")], self._environment(), self._folder)
         self._server.wait_until(self._takes_connections)
+
+    def serve(self) -> None:
+        if self.running:
+            self._child().wait_until(self._takes_connections)
+        else:
+            self.start()
 
     def stop(self) -> None:
         self._child().end(signal.SIGTERM)
@@ -264,6 +274,9 @@ class GivenRabbitMQ(RabbitMQ):
 
     def start(self) -> NoReturn:
         self._not_ours()
+
+    def serve(self) -> None:
+        """Others do."""
 
     def _not_ours(self) -> NoReturn:
         without_server("only a private RabbitMQ may be stopped or administered: unset RABBITMQ_URL")

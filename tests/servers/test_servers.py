@@ -66,16 +66,16 @@ def test_a_database_can_be_a_copy_of_a_prepared_one(postgres: PrivatePostgres) -
 
 @pytest.mark.parametrize("end", [PrivatePostgres.kill, PrivatePostgres.stop], ids=["kill", "stop"])
 def test_what_postgres_committed_survives_its_end(
-    postgres: PrivatePostgres, postgres_url: str, end: Callable[[PrivatePostgres], None]
+    stoppable_postgres: PrivatePostgres, stoppable_url: str, end: Callable[[PrivatePostgres], None]
 ) -> None:
-    one(postgres_url, "CREATE TABLE t AS SELECT 7 AS i")
-    first, family = postgres.pid, descendants(postgres.pid)
-    end(postgres)
-    assert not postgres.running
+    one(stoppable_url, "CREATE TABLE t AS SELECT 7 AS i")
+    first, family = stoppable_postgres.pid, descendants(stoppable_postgres.pid)
+    end(stoppable_postgres)
+    assert not stoppable_postgres.running
     assert family
     assert not any(map(alive, [first, *family]))
-    postgres.start()
-    assert one(postgres_url, "SELECT i FROM t") == 7
+    stoppable_postgres.start()
+    assert one(stoppable_url, "SELECT i FROM t") == 7
 
 
 # RabbitMQ

@@ -37,8 +37,7 @@ def migrated_url(postgres: PrivatePostgres) -> Iterator[str]:
     migrate(opened)
     opened.release()
     yield url
-    if postgres.running:
-        postgres.drop_database(name)
+    postgres.drop_database(name)
 
 
 @pytest.fixture(params=BOTH)
@@ -68,8 +67,7 @@ def postgres_storage(request: pytest.FixtureRequest, postgres: PrivatePostgres) 
 def _emptied(request: pytest.FixtureRequest) -> Iterator[Database]:
     server: PrivatePostgres = request.getfixturevalue("postgres")
     url: str = request.getfixturevalue("migrated_url")
-    if not server.running:
-        server.start()
+    server.serve()
     opened = open_database(url)
     opened.execute("SET session_replication_role = replica")  # without triggers: they keep events and ledgers
     for table in opened.engine.get_tables():

@@ -109,6 +109,8 @@ def test_held_and_parked_are_counted_and_are_not_late(storage: Storage, monkeypa
         sql = "UPDATE held_group SET next_try_us = NULL WHERE customer = ?"
         storage.database.execute(sql, (storage.number("c0", "org-0"),))
     assert vitals(storage.database, NOW_US + 10 * LAG_US, LAG_US) == CALM._replace(held=2, parked=1)
+    storage.database.execute("DELETE FROM held_group WHERE customer = ?", (storage.number("c1", "org-1"),))
+    assert vitals(storage.database, NOW_US, LAG_US)[1:3] == (1, 2), "without its details nobody tries it again"
     with storage.database.transaction():
         storage.database.execute("UPDATE loyalty_state SET held_position = NULL")
     assert vitals(storage.database, NOW_US, LAG_US)[1:3] == (0, 0)

@@ -1,4 +1,4 @@
-"""The two databases behind one interface: bulk statements, whose fault an error is, outages, hot query plans."""
+"""The two databases behind one interface: bulk statements, whose fault an error is, outages."""
 
 import sqlite3
 import threading
@@ -9,7 +9,6 @@ from typing import Any, Final
 import pytest
 
 from customer_actors.errors import DataFault, KeyTaken, Outage, UsageError
-from customer_actors.settings import Settings
 from customer_actors.storage.database import Database, columns
 from customer_actors.storage.opening import open_database
 from customer_actors.storage.postgresql import COPY_FROM_ROWS, PostgresDatabase
@@ -21,10 +20,6 @@ from tests.storage.support import Storage, stored_state
 THREADS = 8
 WRITES = 25
 """Per thread."""
-RECONNECTS = 50
-LOADED_CUSTOMERS, EVENTS_EACH = 25_000, 2
-"""What hot queries are explained with."""
-BUNDLE: int = Settings.model_fields["bundle_size"].default
 
 THING = columns("thing", "a text, b bigint", "c text, d boolean")
 THING_KEY = columns("thing", "a text, b bigint")

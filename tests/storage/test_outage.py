@@ -1,5 +1,6 @@
 """A PostgreSQL that goes away is nobody's fault: nothing kept, nothing charged, and all works afterwards."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
@@ -10,11 +11,21 @@ from customer_actors.domain.loyalty import fold as loyalty_fold
 from customer_actors.errors import Outage, UsageError
 from customer_actors.storage import loyalty
 from customer_actors.storage.opening import open_database
+from customer_actors.storage.schema import migrate
 from tests.model.examples import order
 from tests.servers import PrivatePostgres
 from tests.storage.support import NOW_US, Storage, dump
 
 RECONNECTS = 50
+
+
+@pytest.fixture
+def stoppable_storage(stoppable_url: str) -> Iterator[Storage]:
+    """On the server that may be stopped."""
+    database = open_database(stoppable_url)
+    migrate(database)
+    yield Storage(database)
+    database.release()
 
 
 def end_connections(server: PrivatePostgres) -> None:
@@ -101,27 +112,27 @@ def test_between_two_calls_no_transaction_is_open(postgres_storage: Storage, pos
 
 @pytest.mark.parametrize("how", ["connections", "fast", "immediate", "kill"])
 def test_a_database_that_goes_away_is_an_outage_and_then_the_same_object_works(
-    postgres_storage: Storage, postgres: PrivatePostgres, how: str
+    stoppable_storage: Storage, stoppable_postgres: PrivatePostgres, how: str
 ) -> None:
-    storage = postgres_storage
+    storage = stoppable_storage
     storage.settle(order("1", "10"))
     before = dump(storage.database)
     if how == "connections":
-        end_connections(postgres)
+        end_connections(stoppable_postgres)
     elif how == "kill":
-        postgres.kill()
+        stoppable_postgres.kill()
     else:
-        postgres.stop("fast" if how == "fast" else "immediate")
+        stoppable_postgres.stop("fast" if how == "fast" else "immediate")
     with pytest.raises(Outage):
         storage.receive(order("2", "10"))
     if how != "connections":
         for work in (lambda: storage.advance("stats", [1]), lambda: storage.database.query("SELECT 1")):
             with pytest.raises(Outage):
                 work()
-        postgres.start()
+        stoppable_postgres.start()
     assert dump(storage.database) == before
     assert storage.settle(order("2", "10")) == ["accepted"]
-    assert open_connections(postgres) == ["idle"]
+    assert open_connections(stoppable_postgres) == ["idle"]
 
 
 def test_connections_lost_over_and_over_leave_no_others_behind(
@@ -187,19 +198,19 @@ def test_an_outage_during_a_retry_charges_no_attempt(
 
 @pytest.mark.parametrize("how", ["connections", "fast", "kill"])
 def test_a_restart_between_two_messages_costs_neither(
-    postgres_storage: Storage, postgres: PrivatePostgres, how: str
+    stoppable_storage: Storage, stoppable_postgres: PrivatePostgres, how: str
 ) -> None:
-    storage = postgres_storage
+    storage = stoppable_storage
     with storage.database.scope():
         storage.settle(order("1", "10"))
     if how == "connections":
-        end_connections(postgres)
+        end_connections(stoppable_postgres)
     else:
-        postgres.kill() if how == "kill" else postgres.stop("fast")
-        postgres.start()
+        stoppable_postgres.kill() if how == "kill" else stoppable_postgres.stop("fast")
+        stoppable_postgres.start()
     with storage.database.scope():
         assert storage.settle(order("2", "10")) == ["accepted"]
-    assert open_connections(postgres) == ["idle"]
+    assert open_connections(stoppable_postgres) == ["idle"]
 
 
 def test_a_restart_between_two_tries_of_a_held_customer_charges_only_what_the_fold_raises(

@@ -5,14 +5,21 @@ from functools import partial
 from typing import Any
 
 import psycopg2.extensions
+import pytest
 
 from customer_actors.domain.routing import ACTORS, STREAM_ACTORS
 from customer_actors.settings import Settings
+from customer_actors.storage import triage
 from customer_actors.storage.database import Database
 from customer_actors.storage.opening import open_database
+from customer_actors.storage.operators import Action
 from customer_actors.storage.schema import migrate
 from customer_actors.storage.segmentation import SegmentationStore
+from customer_actors.storage.triage import Wanted
+from customer_actors.storage.views import STATES
+from customer_actors.storage.vitals import vitals
 from tests.model.examples import order
+from tests.servers import PrivatePostgres
 from tests.storage.support import NOW_US, Storage
 
 LOADED_CUSTOMERS, EVENTS_EACH = 25_000, 2
@@ -69,18 +76,45 @@ def _scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _scans(part)
 
 
-def test_hot_queries_read_by_primary_key_alone(postgres_url: str) -> None:
-    database, bundle = open_database(postgres_url), list(range(1_000_001, 1_000_001 + BUNDLE))
-    migrate(database)
-    load(database)
+@pytest.fixture(scope="module")
+def loaded(postgres: PrivatePostgres) -> Iterator[Database]:
+    """Loaded, and only looked at."""
+    opened = open_database(postgres.create_database("loaded"))
+    migrate(opened)
+    load(opened)
+    yield opened
+    opened.release()
+
+
+def test_hot_queries_read_by_primary_key_alone(loaded: Database) -> None:
+    bundle = list(range(1_000_001, 1_000_001 + BUNDLE))
     for actor in ACTORS:
-        store = Storage(database).stores().of(actor)
+        store = Storage(loaded).stores().of(actor)
         state = SegmentationStore.table if actor == SegmentationStore.actor else f"{actor}_state"
-        behind = scans(database, partial(store.behind, bundle))
+        behind = scans(loaded, partial(store.behind, bundle))
         other = "stats_state" if actor == SegmentationStore.actor else "customer"
         assert behind == {(state, f"{state}_pkey"), (other, f"{other}_pkey")}
         if actor in STREAM_ACTORS:
-            found = scans(database, partial(store.round, bundle, NOW_US))
+            found = scans(loaded, partial(store.round, bundle, NOW_US))
             assert found >= {(state, f"{state}_pkey"), ("event", "event_pkey")}
             assert {how for table, how in found if table in (state, "event")} == {f"{state}_pkey", "event_pkey"}
-    database.release()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda database: vitals(database, 0, 0),
+        lambda database: triage.held_totals(database, Wanted()),
+        lambda database: triage.held_errors(database, Wanted(), 10),
+        lambda database: triage.held_customers(database, Wanted(), 10),
+        lambda database: list(triage.release(database, Wanted(), Action("op", "release", "fixed"), NOW_US)),
+    ],
+    ids=["health", "totals", "errors", "customers", "release"],
+)
+def test_who_is_held_is_found_without_reading_everybody_else(
+    loaded: Database, work: Callable[[Database], object]
+) -> None:
+    tables = {STATES[actor].table for actor in ACTORS}
+    found = {(table, how) for table, how in scans(loaded, partial(work, loaded)) if table in tables}
+    segmentation_follows = ("stats_state", "stats_state_pkey")
+    assert found - {segmentation_follows} == {(table, f"{table}_held") for table in tables}

@@ -16,6 +16,7 @@ from psycopg2.errors import InsufficientPrivilege
 
 from customer_actors.actors.nightly import nightly_jobs
 from customer_actors.domain.events import Outcome, Rejected
+from customer_actors.errors import UsageError
 from customer_actors.storage import job_runs
 from customer_actors.storage.beats import beat, end_beat
 from customer_actors.storage.database import Database
@@ -283,6 +284,22 @@ def test_the_owner_may_change_the_schema_and_still_not_what_happened(roles: Role
     with pytest.raises(psycopg2.errors.RestrictViolation):
         roles.refuses("owner", "DELETE FROM event")
     assert not roles.refuses("owner", "ALTER TABLE event ADD COLUMN another int")
+
+
+def test_a_setting_to_mend_is_named_with_who_logged_in_and_not_with_the_role_that_was_set(roles: Roles) -> None:
+    """PostgreSQL takes a connection's settings from the login, whatever role it works as."""
+    login = urlsplit(roles.url("careless")).username
+    roles.administer(f"CREATE ROLE {login} LOGIN IN ROLE customer_actors_operator")
+    roles.administer(f"ALTER ROLE {login} SET role = customer_actors_operator")
+    roles.administer(f"ALTER ROLE {login} SET synchronous_commit = off")
+    database = roles.open("careless")
+    assert database.query("SELECT current_user, session_user") == [("customer_actors_operator", login)]
+    with pytest.raises(UsageError, match=f'ALTER ROLE "{login}" SET synchronous_commit = on') as refused:
+        database.require_durable()
+    database.release()
+    roles.administer(str(refused.value).rpartition(": ")[2])
+    database.require_durable()
+    database.release()
 
 
 def test_no_password_is_in_the_file() -> None:

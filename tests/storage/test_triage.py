@@ -54,6 +54,11 @@ def skip(storage: Storage, actor: str, at: int, customer_id: str = "c1") -> Plac
     return place
 
 
+def lose_details(storage: Storage) -> None:
+    """What no process of ours does."""
+    storage.database.execute("DELETE FROM held_group WHERE customer = ?", (storage.number(),))
+
+
 def actions(storage: Storage) -> list[tuple[Any, ...]]:
     return storage.database.query(
         "SELECT operator, action, reason, actor, customer, position, detail FROM operator_action ORDER BY id"
@@ -281,6 +286,25 @@ def test_who_has_failed_for_something_else_meanwhile_is_let_be(
     assert position(storage, "loyalty", "c2") == (0, 1)
 
 
+@pytest.mark.parametrize("let_go", [triage.release, triage.skip_wanted])
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted("loyalty"), Wanted(error="details of this hold")])
+def test_a_hold_that_has_lost_its_details_is_let_go_with_the_others(
+    storage: Storage, break_fold: Break, let_go: Callable[..., Any], wanted: Wanted
+) -> None:
+    break_fold("loyalty", "bad1", "bad2")
+    storage.settle(*sales("bad1", "2"), *sales("bad2", customer_id="c2"))
+    lose_details(storage)
+    meant = [storage.number()] if wanted.error else [storage.number(), storage.number("c2")]
+    assert triage.count_wanted(storage.database, wanted) == {"loyalty": len(meant)}
+    assert list(let_go(storage.database, wanted, BY._replace(action=let_go.__name__[:4]), NOW_US)) == [
+        ("loyalty", meant)
+    ]
+    break_fold("loyalty")
+    storage.settle()
+    assert position(storage, "loyalty") == (2, None)
+    assert position(storage, "loyalty", "c2") == ((0, 1) if wanted.error else (1, None))
+
+
 def test_a_skip_waits_for_whoever_has_the_row(postgres_storage: Storage, break_fold: Break) -> None:
     """A worker that tries the customer again at the same moment wins, and nothing is skipped."""
     storage = postgres_storage
@@ -339,6 +363,21 @@ def test_what_is_held_is_told_by_error_and_by_customer(storage: Storage, break_f
     assert (event.type, event.reference, event.occurred_at_us) == ("order.completed", "bad", JUNE_1_US)
     assert "in fold" in event.traceback
     assert triage.held_events(database, number, "stats") == []
+
+
+def test_a_hold_that_has_lost_its_details_is_told_before_the_others(storage: Storage, break_fold: Break) -> None:
+    break_fold("loyalty", "bad1", "bad2")
+    storage.settle(*sales("bad2", customer_id="c2"), *sales("bad1", "2"))
+    lose_details(storage)
+    database = storage.database
+    assert triage.held_totals(database, Wanted()) == (2, 2)
+    assert ("loyalty", triage.LOST, 1, 1, None, 1) in triage.held_errors(database, Wanted(), 10)
+    first, second = triage.held_customers(database, Wanted(), 10)
+    assert first == ("org-1", "c1", "loyalty", 1, 0, None, None, 1, triage.LOST)
+    assert (second.customer_id, second.since_us) == ("c2", NOW_US)
+    assert triage.held_without_details(database, 10) == [("org-1", "c1", "loyalty")]
+    (event,) = triage.held_events(database, storage.number())
+    assert (event.held, event.reference, event.traceback) == (first, "bad1", "")
 
 
 def test_the_traceback_is_the_last_one(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
