@@ -47,7 +47,7 @@ def audit(customer_id: str | None, organization_id: str | None, actor: str | Non
     """Compare everything stored with the streams folded again, and name every difference.
 
     States, positions, ledgers, sums, holds and segments. Runs while events flow and changes nothing. Exit code 1 on any
-    difference. Memory stays the same however much there is; of a customer with a long stream a temporary file is kept.
+    difference. Memory does not grow with a customer's stream: what it needs of a long one goes to a temporary file.
 
     Example: customer-actors audit C000042 --org default
     """

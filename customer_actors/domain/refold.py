@@ -64,7 +64,7 @@ class Refold(ABC):
             return
         try:
             self._fold(event, rules)
-        except OSError:  # the scratch's: a fold itself reads and writes nothing
+        except (OSError, MemoryError):  # the machine's: a fold itself reads and writes nothing
             raise
         except Exception as error:  # whatever the event holds: it is told, not passed on
             self.failure = Failure(event.position, f"{type(error).__name__}: {error}")

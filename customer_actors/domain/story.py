@@ -123,6 +123,8 @@ class Story:
             return Effect(actor, Told("", FAILED, "not folded again, because an event before it failed"), {})
         try:
             told = teller.take(event, rules)
+        except (OSError, MemoryError):  # the machine's: a fold itself reads and writes nothing
+            raise
         except Exception as error:  # what could be folded once no longer can: a difference like any other
             what = f"{type(error).__name__}: {error}"
             self._failures[actor] = Difference(actor, "refold", f"position {event.position} applied", what)

@@ -21,9 +21,9 @@ from customer_actors.domain.rules import Rules
 from customer_actors.domain.stats import Stats
 from customer_actors.domain.story import STREAM
 from customer_actors.storage import holds
-from customer_actors.storage.database import Database
+from customer_actors.storage.database import Database, columns
 from customer_actors.storage.operators import skips_of
-from customer_actors.storage.refolding import AFTER, CUSTOMER, FACTS, WINDOW, Finding, Refolding
+from customer_actors.storage.refolding import CUSTOMER, FACTS, WINDOW, Finding, Refolding
 from customer_actors.storage.rules import RulesBook
 from customer_actors.storage.scratch import Spool
 from customer_actors.storage.segment_check import Known, segment_differences
@@ -128,16 +128,19 @@ class Audit:
         """What differs of the customers of one page, as (actor, finding), customer by customer."""
         numbers = [customer.number for customer in page]
         decimals = self._rules.currency_decimals
+        longest = max(customer.head for customer in page)
         refoldings = [
-            Refolding(self._database, self._book, actor, decimals) for actor in STREAM_ACTORS if actor in self._actors
+            Refolding(self._database, self._book, actor, decimals, longest)
+            for actor in STREAM_ACTORS
+            if actor in self._actors
         ]
-        long = sum(customer.head for customer in page) > self._window  # one customer, alone on its page
-        if long:
+        if sum(customer.head for customer in page) > self._window:  # one customer, alone on its page
             yield from self._ahead(numbers, refoldings)
         found: Spool[_Found] = Spool()
         with snapshot(self._database):
-            found.extend(self._compare(numbers, refoldings))
-        yield from found if long else sorted(found, key=lambda each: (each[1].customer, _ORDER[each[0]]))
+            for actor, finding in self._compare(numbers, refoldings):
+                found.add((finding.customer, _ORDER[actor]), (actor, finding))
+        yield from found
         self.checked.ledger_rows += sum(refolding.rows for refolding in refoldings)
 
     def _ahead(self, numbers: Sequence[int], refoldings: Iterable[Refolding]) -> "Iterator[_Found]":
@@ -218,7 +221,7 @@ class Audit:
         standings = {number: one.standings[actor] for number, one in stored.items()}
         held = [(number, each.position) for number, each in standings.items() if each.held_position is not None]
         with self._database.reading():
-            return dict(self._database.for_each(AFTER, _FOLLOWING.format(bit=BIT[actor]), held))
+            return dict(self._database.for_each(_AFTER, _FOLLOWING.format(bit=BIT[actor]), held))
 
     def _segments(self, stored: dict[int, Stored]) -> "Iterator[_Found]":
         skips = skips_of(self._database, list(stored))
@@ -298,6 +301,7 @@ _WALK: Final = f"""
 """From number to number by the index, however many rows each has, and a page of them at a time. Read at one moment,
 for a customer and its first event are committed together."""
 
+_AFTER: Final = columns("event", "customer bigint, after bigint")
 _FOLLOWING: Final = """
     SELECT {{customer}} AS customer, (
         SELECT e.position FROM event e WHERE e.customer = {{customer}} AND e.position > {{after}}

@@ -132,7 +132,8 @@ class Rebuild:
     def _swap(self, customer: Customer, now_us: int) -> list[_Done]:
         """Refold one customer beside the row, then swap under its lock."""
         number, table = customer.number, STATES[self._actor]
-        refolding = Refolding(self._database, self._stores.book, self._actor, self._rules.currency_decimals)
+        decimals = self._rules.currency_decimals
+        refolding = Refolding(self._database, self._stores.book, self._actor, decimals, customer.head)
         position, head = self._place(number)
         beside = list(refolding.go_on({number: min(position, head)}, self._window))
         with self._database.transaction():

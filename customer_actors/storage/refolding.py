@@ -48,10 +48,9 @@ _SUMS: Final = {
 """What the ledgers add up to, in the order of `Refold.sums`."""
 
 CUSTOMER: Final = columns("customer", "customer bigint")
-AFTER: Final = columns("event", "customer bigint, after bigint")
 _BETWEEN: Final = columns("event", "customer bigint, after bigint, up_to bigint")
 _LEAST: Final = -(2**62)
-"""Before every position: a repair may have left facts there that no event made."""
+"""Before every position: somebody may have written facts there that no event made."""
 _MOST: Final = 2**62
 """Behind every position."""
 
@@ -74,7 +73,8 @@ class Finding(NamedTuple):
 class Refolding:
     """One actor's refold of some customers, brought on step by step."""
 
-    def __init__(self, database: Database, book: RulesBook, actor: str, decimals: int) -> None:
+    def __init__(self, database: Database, book: RulesBook, actor: str, decimals: int, longest: int) -> None:
+        """`longest`: about how many events the longest of the streams has."""
         self.actor = actor
         self.events = 0
         """Events that were folded."""
@@ -83,6 +83,7 @@ class Refolding:
         self._database = database
         self._book = book
         self._decimals = decimals
+        self._longest = longest
         self._refolds: dict[int, Any] = {}
         self._compared: dict[int, int] = {}
         """Customer -> up to where its stored facts were read."""
@@ -103,12 +104,12 @@ class Refolding:
         Skips are read first: no actor passes a skipped event before its skip is committed.
         """
         skips = skips_of(self._database, list(positions))
-        for customer, position in positions.items():
+        for customer in positions:
             if customer not in self._refolds:
-                self._refolds[customer] = REFOLDS[self.actor](scratch_for(position, window))
+                self._refolds[customer] = REFOLDS[self.actor](scratch_for(self._longest, window))
             refold = self._refolds[customer]
             refold.skipped = {at for who, at, actor in skips if (who, actor) == (customer, self.actor)}
-            self._compared.setdefault(customer, _LEAST)
+            self._compared.setdefault(customer, 0)
         while waiting := {c: p for c, p in positions.items() if self._refolds[c].position < p}:
             reach = {c: min(p, self._refolds[c].position + window) for c, p in waiting.items()}
             self._fold(reach)
@@ -137,9 +138,11 @@ class Refolding:
         """Compare what is left, in the snapshot or under the lock in which the positions were read: facts behind them,
         rows that change, sums."""
         for after, up_to in self._windows(window):
-            behind = [(c, max(after, done), up_to) for c, done in self._compared.items() if done < up_to]
+            # Between the first event and where it has come to, what was made was compared on the way.
+            new = [(c, max(after, done) if after >= 0 else after, up_to) for c, done in self._compared.items()]
+            new = [(customer, after, up_to) for customer, after, up_to in new if after < up_to]
             for kind in MADE[self.actor]:
-                yield from self._compare(kind, self._stored(kind, behind), {customer: {} for customer, _, _ in behind})
+                yield from self._compare(kind, self._stored(kind, new), {customer: {} for customer, _, _ in new})
             kept = {customer: refold.kept(after, up_to) for customer, refold in self._refolds.items()}
             everyone = [(customer, after, up_to) for customer in self._refolds]
             for kind in KEPT[self.actor]:
@@ -150,26 +153,25 @@ class Refolding:
     def _windows(self, window: int) -> Iterator[tuple[int, int]]:
         """All positions, those of facts that no event made too, in spans that hold about `window` of each."""
         most = max((refold.position for refold in self._refolds.values()), default=0)
-        bounds = [_LEAST, *range(window, most + 1, window)]
-        yield from pairwise(bounds)
-        after = bounds[-1]
-        while after < _MOST:
-            up_to = self._reach(after, window)
-            yield after, up_to
-            after = up_to
+        events = range(0, most + 1, window)
+        yield from self._beyond(_LEAST, 0, window)
+        yield from pairwise(events)
+        yield from self._beyond(events[-1], _MOST, window)
 
-    def _reach(self, after: int, window: int) -> int:
-        """Up to which position no customer has more than so many stored facts of a kind."""
-        found = [_MOST]
-        for kind in (*MADE[self.actor], *KEPT[self.actor]):
-            one = (
-                f"SELECT f.position FROM {FACTS[kind].table} f WHERE f.customer = {{customer}} "
-                f"AND f.position > {{after}} ORDER BY f.position LIMIT 1 OFFSET {window - 1}"
-            )
-            with self._database.reading():
-                rows = self._database.for_each(AFTER, one, [(customer, after) for customer in self._refolds])
-            found += [position for (position,) in rows]
-        return min(found)
+    def _beyond(self, after: int, end: int, window: int) -> Iterator[tuple[int, int]]:
+        """Spans of which no customer has more than so many stored facts of a kind, however far apart they are."""
+        while after < end:
+            found = [end]
+            for kind in (*MADE[self.actor], *KEPT[self.actor]):
+                last = (
+                    f"SELECT f.position FROM {FACTS[kind].table} f WHERE f.customer = {{customer}} AND f.position > "
+                    f"{{after}} AND f.position <= {{up_to}} ORDER BY f.position LIMIT 1 OFFSET {window - 1}"
+                )
+                with self._database.reading():
+                    rows = self._database.for_each(_BETWEEN, last, [(each, after, end) for each in self._refolds])
+                found += [position for (position,) in rows]
+            yield after, min(found)
+            after = min(found)
 
     def _stored(self, kind: str, wanted: Sequence[Row]) -> list[Row]:
         table = FACTS[kind]

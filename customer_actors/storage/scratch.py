@@ -6,7 +6,6 @@ credit usage with its payment, where TMPDIR says.
 
 import pickle
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
@@ -15,8 +14,6 @@ from customer_actors.domain.credit_book import Facts, Payment, Usage
 from customer_actors.domain.scratch import IN_MEMORY, Numbers, Scratch
 
 _CACHE_KIB: Final = 8_192
-_HELD: Final = 1 << 20
-"""Bytes of a spool in memory."""
 
 Item = TypeVar("Item")
 Row = TypeVar("Row", bound=Usage | Payment)
@@ -57,38 +54,34 @@ class _File:
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         try:
             return self._connection.execute(sql, values).fetchall()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise _full(error) from None
 
     def walk(self, sql: str) -> Iterator[Any]:
         """Row by row; whoever walks may stop early."""
         try:
             yield from self._connection.execute(sql)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise _full(error) from None
 
 
-def _full(error: sqlite3.OperationalError) -> OSError:
+def _full(error: sqlite3.DatabaseError) -> OSError:
     return OSError(f"no temporary file ({error}): make room, or name another folder in TMPDIR")
 
 
 class Spool(Generic[Item]):
-    """Items that can be pickled, added and then read in the same order; on disk when they are many."""
+    """Items that can be pickled, read in their order once all are there; on disk when they are many."""
 
     def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115 - closed with the spool
+        self._file = _File()
+        self._file.rows("CREATE TABLE item (first INTEGER, second INTEGER, body BLOB)")
 
-    def extend(self, items: Iterable[Item]) -> None:
-        for item in items:
-            pickle.dump(item, self._file)
+    def add(self, order: tuple[int, int], item: Item) -> None:
+        """Add an item; those of the same order stay as they came."""
+        self._file.rows("INSERT INTO item VALUES (?, ?, ?)", (*order, pickle.dumps(item)))
 
     def __iter__(self) -> Iterator[Item]:
-        self._file.seek(0)
-        while True:
-            try:
-                yield pickle.load(self._file)
-            except EOFError:
-                return
+        return map(pickle.loads, _only(self._file.walk("SELECT body FROM item ORDER BY first, second, rowid")))
 
 
 class _FileNumbers(Numbers):
@@ -189,7 +182,8 @@ class _FileFacts(Facts):
         self._file.rows(_ADD, (usage_position, payment_position, amount_minor))
 
     def usage_of(self, channel: str, reference: str | None) -> Usage | None:
-        found = self.usages.where("channel = ? AND reference = ?", (channel, reference))
+        last = "channel = ? AND reference = ? ORDER BY position DESC LIMIT 1"
+        found = self.usages.where(last, (channel, reference))
         return found[0] if found else None
 
     def open_keys(self) -> Iterator[tuple[str, int]]:
@@ -224,5 +218,5 @@ def _usage(*row: object) -> Usage:
     return usage._replace(over_limit=bool(usage.over_limit), no_account=bool(usage.no_account))
 
 
-def _only(rows: Iterable[tuple[int]]) -> Iterator[int]:
+def _only(rows: Iterable[Any]) -> Iterator[Any]:
     return (value for (value,) in rows)

@@ -90,7 +90,7 @@ def _held(actor: str) -> str:
         f"SELECT '{actor}' AS actor, s.customer, s.held_position AS position, COALESCE(h.attempts, 0) AS attempts, "
         f"h.next_try_us, h.since_us, COALESCE(h.error, '{LOST}') AS error, COALESCE(h.traceback, '') AS traceback, "
         f"(SELECT count(*) {events} AND (e.concerns & {bit}) <> 0) AS waiting FROM {STATES[actor].table} s "
-        f"LEFT JOIN held_group h ON h.actor = '{actor}' AND h.customer = s.customer AND h.position = s.held_position "
+        f"LEFT JOIN held_group h ON h.actor = '{actor}' AND h.customer = s.customer "
         "WHERE s.held_position IS NOT NULL"
     )
 

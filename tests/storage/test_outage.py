@@ -14,6 +14,7 @@ from customer_actors.storage.opening import open_database
 from customer_actors.storage.schema import migrate
 from tests.model.examples import order
 from tests.servers import PrivatePostgres
+from tests.servers.process import wait_until
 from tests.storage.support import NOW_US, Storage, dump
 
 RECONNECTS = 50
@@ -50,6 +51,11 @@ def open_connections(server: PrivatePostgres) -> list[str]:
             return [state for (state,) in cursor.fetchall()]
     finally:
         connection.close()
+
+
+def await_one_idle_connection(server: PrivatePostgres) -> None:
+    """One that was closed lately ends when the server comes to it."""
+    wait_until(lambda: open_connections(server) == ["idle"])
 
 
 def test_every_connection_has_its_limits(postgres_storage: Storage) -> None:
@@ -107,7 +113,7 @@ def test_a_transaction_given_up_for_others_or_for_want_of_room_is_an_outage(
 def test_between_two_calls_no_transaction_is_open(postgres_storage: Storage, postgres: PrivatePostgres) -> None:
     postgres_storage.settle(order("1", "10"))
     postgres_storage.database.query("SELECT 1")
-    assert open_connections(postgres) == ["idle"]
+    await_one_idle_connection(postgres)
 
 
 @pytest.mark.parametrize("how", ["connections", "fast", "immediate", "kill"])
@@ -132,7 +138,7 @@ def test_a_database_that_goes_away_is_an_outage_and_then_the_same_object_works(
         stoppable_postgres.start()
     assert dump(storage.database) == before
     assert storage.settle(order("2", "10")) == ["accepted"]
-    assert open_connections(stoppable_postgres) == ["idle"]
+    await_one_idle_connection(stoppable_postgres)
 
 
 def test_connections_lost_over_and_over_leave_no_others_behind(
@@ -152,7 +158,7 @@ def test_connections_lost_over_and_over_leave_no_others_behind(
         with pytest.raises(Outage), database.transaction():
             database.query("SELECT * FROM no_such_table")
     database.query("SELECT 1")
-    assert open_connections(postgres) == ["idle"]
+    await_one_idle_connection(postgres)
 
 
 def test_an_outage_inside_a_fold_is_nobodys_fault(
@@ -210,7 +216,7 @@ def test_a_restart_between_two_messages_costs_neither(
         stoppable_postgres.start()
     with storage.database.scope():
         assert storage.settle(order("2", "10")) == ["accepted"]
-    assert open_connections(stoppable_postgres) == ["idle"]
+    await_one_idle_connection(stoppable_postgres)
 
 
 def test_a_restart_between_two_tries_of_a_held_customer_charges_only_what_the_fold_raises(
@@ -252,7 +258,7 @@ def test_what_a_message_leaves_open_is_closed_before_the_next_one(
     with database.scope(), database.transaction():
         database.execute("SELECT 1")
     assert database.query("SELECT count(*) FROM organization") == [(0,)]
-    assert open_connections(postgres) == ["idle"]
+    await_one_idle_connection(postgres)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from customer_actors.cli.reading import TextPrinter, print_explanation
 from customer_actors.domain.refold import CreditRefold
 from customer_actors.domain.scratch import IN_MEMORY, Scratch
-from customer_actors.storage import scratch, views
+from customer_actors.storage import views
 from customer_actors.storage.audit import Audit, Scope
 from customer_actors.storage.scratch import FileScratch, Spool
 from tests.domain.test_credit_properties import RULES, STEPS, Model, Step
@@ -53,23 +53,42 @@ def test_credit_folded_with_a_file_is_credit_folded_in_memory(steps: list[Step],
         assert in_file.kept(after, after + window) == in_memory.kept(after, after + window)
 
 
+def filled(scratch: FileScratch) -> None:
+    scratch._file.rows("PRAGMA max_page_count = 1")
+
+
+FULL = r"no temporary file .*full.*: make room, or name another folder in TMPDIR"
+
+
 def test_a_full_disk_is_not_blamed_on_an_event() -> None:
-    full = FileScratch()
-    refold = CreditRefold(full)
-    full._file.rows("PRAGMA max_page_count = 1")
+    scratch = FileScratch()
+    refold = CreditRefold(scratch)
+    filled(scratch)
     event = Model().event(Step("order", 1, 5, 0), 1)
     assert event is not None
-    with pytest.raises(OSError, match=r"no temporary file .*full.*: make room, or name another folder in TMPDIR"):
+    with pytest.raises(OSError, match=FULL):
         refold.take(event._replace(reference="long " * 5_000), {event.rules: RULES})
     assert refold.failure is None
 
 
+def test_a_full_disk_is_not_told_as_a_difference(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.settle(*(order(f"{n}{'x' * 200}", "5", on_credit=True) for n in range(100)))
+    scratch = FileScratch()
+    facts = scratch.credit_facts()
+    filled(scratch)
+    monkeypatch.setattr(scratch, "credit_facts", lambda: facts)
+    monkeypatch.setattr("customer_actors.cli.reading.scratch_for", lambda *_: scratch)
+    monkeypatch.setattr(scratch, "numbers", IN_MEMORY.numbers)
+    monkeypatch.setattr(click, "echo", lambda *_, **__: None)
+    with pytest.raises(OSError, match=FULL):
+        explanation_of(storage)
+
+
 def test_a_spool_gives_back_what_it_was_given_in_order() -> None:
     spool = Spool[tuple[int, str]]()
-    spool.extend((number, "x" * 1000) for number in range(3000))
-    spool.extend([(-1, "last")])
-    for _ in range(2):
-        assert [number for number, _ in spool] == [*range(3000), -1]
+    for number in range(3000):
+        spool.add((number % 2, -(number % 3)), (number, "long " * 200))
+    assert [number for number, _ in spool] == sorted(range(3000), key=lambda n: (n % 2, -(n % 3)))
 
 
 def audit_of(storage: Storage) -> None:
@@ -95,7 +114,6 @@ def test_memory_does_not_grow_with_a_stream(
     """
     monkeypatch.setattr("customer_actors.cli.reading.WINDOW", 50)
     monkeypatch.setattr(views, "_CHUNK", 50)
-    monkeypatch.setattr(scratch, "_HELD", 1_000)
     monkeypatch.setattr(click, "echo", lambda *_, **__: None)
     storage.settle(opened("100"))
     peaks = []
